@@ -1,0 +1,51 @@
+"""Check the installed wheel: it is complete, needs no more than it declares, and migrates.
+
+Run outside of the source tree, with the path of the source package as the only argument.
+"""
+
+import pkgutil
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import django
+from django.conf import settings
+from django.core.management import call_command
+
+import dbtasks
+
+
+def files(package: Path) -> set[str]:
+    """Return the paths of all files of `package`, without what Python compiled."""
+    paths = (path for path in package.rglob("*") if path.is_file())
+    return {str(p.relative_to(package)) for p in paths if "__pycache__" not in p.parts}
+
+
+def main(source: Path) -> None:
+    """Exit with a message that names what is wrong with the installed package."""
+    installed = Path(dbtasks.__file__).parent
+    if installed.resolve() == source.resolve():
+        sys.exit(f"{installed} is the source tree - the check must import the wheel.")
+    if missing := sorted(files(source) - files(installed)):
+        sys.exit(f"The wheel lacks {missing!r}.")
+    for needed in ("py.typed", "migrations/0001_initial.py"):
+        if not (installed / needed).is_file():
+            sys.exit(f"The wheel lacks {needed!r}.")
+
+    settings.configure(
+        INSTALLED_APPS=["dbtasks"],
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+        TASKS={"default": {"BACKEND": "dbtasks.backend.DatabaseBackend"}},
+        USE_TZ=True,
+    )
+    django.setup()
+    for module in pkgutil.walk_packages(dbtasks.__path__, "dbtasks."):
+        # The doors in contrib may need a server that nothing here installs.
+        if not module.name.startswith("dbtasks.contrib."):
+            import_module(module.name)
+    call_command("migrate", verbosity=0)
+    call_command("check", databases=["default"])
+    print(f"{len(files(installed))} files, installed in {installed}")
+
+
+main(Path(sys.argv[1]))

@@ -1,0 +1,343 @@
+"""``DatabaseBackend``: Django's door to the queue.
+
+Owns validation, the making of rows and of results. Never imports models or the store at module
+level, so that tasks, and with them their backend, can be imported before apps are ready.
+"""
+
+import os
+import platform
+import secrets
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from asgiref.sync import sync_to_async
+from django.core import checks
+from django.db import connections, router, transaction
+from django.tasks import base
+from django.tasks.backends.base import BaseTaskBackend
+from django.tasks.base import TaskResultStatus
+from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
+from django.tasks.signals import task_enqueued
+from django.utils import timezone
+
+from . import options, payload, registry
+from .exceptions import TaskNotFound
+from .task import (
+    Task,
+    TaskResult,
+    decode_policies,
+    make_errors,
+    make_result,
+    policies_of,
+    task_for,
+)
+
+if TYPE_CHECKING:
+    from .models import ScheduledTask
+    from .store import NewTask
+
+try:
+    from uuid import uuid7  # type: ignore[attr-defined,unused-ignore]  # Python 3.14
+except ImportError:
+    from uuid_utils.compat import uuid7
+
+# Names longer than their column are refused here, on every database alike.
+MAX_PATH, MAX_QUEUE = 255, 100
+
+
+class DatabaseBackend(BaseTaskBackend):
+    """Keeps tasks as rows of the project's database, for a Runner to run.
+
+    Django makes one instance for each thread and alias: it holds no state but its settings.
+    """
+
+    task_class = Task
+    supports_defer = True
+    supports_async_task = True
+    supports_get_result = True
+    supports_priority = True
+
+    def __init__(self, alias: str, params: dict[str, Any]) -> None:
+        super().__init__(alias, params)
+        # Options that are wrong are reported by check(), and raised when they are first needed:
+        # an exception here would keep task modules from being imported, and check from running.
+
+    @cached_property
+    def config(self) -> options.Options:
+        """The parsed OPTIONS; raise ImproperlyConfigured if one is wrong."""
+        return options.parse(self.alias, self.options)
+
+    @property
+    def database(self) -> str:
+        """Alias of the database that holds the rows: a router's word, else OPTIONS' own."""
+        from .models import ScheduledTask
+
+        for chooser in router.routers:
+            choose = getattr(chooser, "db_for_write", None)
+            if choose is not None and (alias := choose(ScheduledTask)):
+                return str(alias)
+        return self.config.database
+
+    # Enqueue
+
+    def validate_task(self, task: base.Task) -> None:
+        """Raise InvalidTask if the task cannot be stored or run."""
+        super().validate_task(task)
+        if len(task.module_path) > MAX_PATH:
+            raise InvalidTask(
+                f"The path {task.module_path!r} has more than the {MAX_PATH} characters allowed."
+            )
+        if len(task.queue_name) > MAX_QUEUE:
+            raise InvalidTask(
+                f"The queue name {task.queue_name!r} has more than the {MAX_QUEUE} characters "
+                "allowed. Give the queue a shorter name."
+            )
+
+    def enqueue(self, task: base.Task, args: Iterable[Any], kwargs: dict[str, Any]) -> TaskResult:
+        """Write the row of one call, in the caller's transaction; return its result.
+
+        Raise InvalidTask if the task is not valid, TypeError if an argument is not JSON: no row
+        is written then. With the option ``immediate`` the task has run when this returns.
+        """
+        self.validate_task(task)
+        row, result = self._prepare(task, args, kwargs)
+        self._write([(task, row, result)])
+        return result
+
+    def enqueue_many(
+        self, calls: Iterable[tuple[base.Task, Iterable[Any], dict[str, Any]]]
+    ) -> list[TaskResult]:
+        """Write the rows of many calls, in a few statements; return their results in order.
+
+        Each call is ``(task, args, kwargs)``. All rows are written in the caller's transaction,
+        or none. Raises what enqueue() raises.
+        """
+        prepared = []
+        last = None
+        for task, args, kwargs in calls:
+            if task is not last:
+                self.validate_task(task)
+                last = task
+            prepared.append((task, *self._prepare(task, args, kwargs)))
+        if prepared:
+            self._write(prepared)
+        return [result for _, _, result in prepared]
+
+    async def aenqueue_many(
+        self, calls: Iterable[tuple[base.Task, Iterable[Any], dict[str, Any]]]
+    ) -> list[TaskResult]:
+        """See enqueue_many()."""
+        return await sync_to_async(self.enqueue_many, thread_sensitive=True)(calls)
+
+    def _prepare(
+        self, task: base.Task, args: Iterable[Any], kwargs: dict[str, Any]
+    ) -> tuple["NewTask", TaskResult]:
+        """Return the row to write and the result to hand back; nothing is written yet."""
+        from .store import NewTask
+
+        limit = self.config.max_payload
+        plain_args, args_text = payload.dump(list(args), "args", limit)
+        plain_kwargs, kwargs_text = payload.dump(dict(kwargs), "kwargs", limit)
+        now = timezone.now()
+        run_after = task.run_after
+        if isinstance(task, Task) and task.delay is not None:
+            run_after = now + task.delay
+            task = task_for(task.module_path, task, {"run_after": run_after, "delay": None})
+        policy = policies_of(task)
+        row = NewTask(
+            id := uuid7(),
+            task.module_path,
+            self.alias,
+            task.queue_name,
+            int(task.priority),
+            args_text,
+            kwargs_text,
+            policy and payload.text(policy),
+            now,
+            run_after,
+        )
+        result = make_result(
+            {
+                "task": task,
+                "id": str(id),
+                "status": TaskResultStatus.READY,
+                "enqueued_at": now,
+                "started_at": None,
+                "finished_at": None,
+                "last_attempted_at": None,
+                "args": plain_args,
+                "kwargs": plain_kwargs,
+                "backend": self.alias,
+                "errors": [],
+                "worker_ids": [],
+            }
+        )
+        return row, result
+
+    def _write(self, prepared: Sequence[tuple[base.Task, "NewTask", TaskResult]]) -> None:
+        """Write the rows now, or when the caller's transaction commits."""
+        later = getattr(prepared[0][0], "enqueue_on_commit", None)
+        later = self.config.enqueue_on_commit if later is None else later
+        if later:
+            using = later if isinstance(later, str) else None
+            transaction.on_commit(lambda: self._write_now(prepared), using=using)
+        else:
+            self._write_now(prepared)
+
+    def _write_now(self, prepared: Sequence[tuple[base.Task, "NewTask", TaskResult]]) -> None:
+        from . import store, wakeup
+
+        db = self.database
+        rows = [row._replace(id=store.key(db, row.id)) for _, row, _ in prepared]
+        store.enqueue(db, rows)
+        if self.config.signals:
+            for _, _, result in prepared:
+                task_enqueued.send_robust(sender=type(self), task_result=result)
+        if not self.config.immediate:
+            transaction.on_commit(lambda: wakeup.notify(self.alias), using=db)
+            return
+        for row, (_, _, result) in zip(rows, prepared, strict=True):
+            self._run_now(db, row.id, result)
+
+    def _run_now(self, db: str, id: Any, result: TaskResult) -> None:
+        """Run the row just written in this thread, unless its run_after is to come."""
+        from . import execute, store
+        from .models import Hold
+
+        claim = store.claim_one(db, self.alias, worker_id := make_worker_id(), id, Hold.IMMEDIATE)
+        if claim is None:
+            return
+        attempt = execute.Attempt(self.job(worker_id), claim)
+        attempt.task = result.task
+        # Inside the caller's transaction a failing task is undone to a savepoint, or PostgreSQL
+        # would refuse every later statement, ours included.
+        joins = connections[db].in_atomic_block
+        with transaction.atomic(db) if joins else nullcontext():
+            outcome = attempt.run()
+            if joins and attempt.error is not None:
+                transaction.set_rollback(True, using=db)
+        store.settle(db, [outcome])
+        result.refresh()
+        if isinstance(attempt.error, KeyboardInterrupt):
+            raise attempt.error
+
+    def job(self, worker_id: str) -> Any:
+        """Return what the attempts of a worker of this backend share."""
+        from .execute import Job
+
+        return Job(type(self), self.alias, self.database, self.config, worker_id)
+
+    # Results
+
+    def get_result(self, result_id: str) -> TaskResult:
+        """Return the result of that id, as it stands in the database now.
+
+        Raise TaskResultDoesNotExist if this backend has no such row; a malformed id is none.
+        """
+        from .models import ScheduledTask
+
+        try:
+            rows = ScheduledTask.objects.using(self.database)
+            return self.result_of(rows.get(pk=_uuid(result_id), backend=self.alias))
+        except (ValueError, ScheduledTask.DoesNotExist):
+            raise TaskResultDoesNotExist(result_id) from None
+
+    def result_of(self, row: "ScheduledTask") -> TaskResult:
+        """Return the result that the row holds, also if its function is gone."""
+        try:
+            found = registry.find(row.task_path, self.config.task_modules)
+        except TaskNotFound:
+            found = None
+        running = [row.worker_id] if row.worker_id else []
+        return make_result(
+            {
+                "task": task_for(
+                    row.task_path,
+                    found,
+                    {
+                        "priority": row.priority,
+                        "queue_name": row.queue_name,
+                        "backend": row.backend,
+                        "run_after": row.run_after,
+                        **decode_policies(row.policy),
+                    },
+                ),
+                "id": str(row.pk),
+                "status": TaskResultStatus(row.status),
+                "enqueued_at": row.enqueued_at,
+                "started_at": row.started_at or (row.last_attempted_at if running else None),
+                "finished_at": row.finished_at,
+                "last_attempted_at": row.last_attempted_at,
+                "args": row.args,
+                "kwargs": row.kwargs,
+                "backend": row.backend,
+                "errors": make_errors(row.errors or []),
+                "worker_ids": (row.worker_ids or []) + running,
+                "_return_value": row.return_value,
+            }
+        )
+
+    def is_finished(self, result_id: str) -> bool:
+        """Tell whether the task has ended; raise TaskResultDoesNotExist if there is no such row."""
+        from .models import ScheduledTask
+
+        rows = ScheduledTask.objects.using(self.database).filter(backend=self.alias)
+        row = rows.filter(pk=_uuid(result_id)).only("status").first()
+        if row is None:
+            raise TaskResultDoesNotExist(result_id)
+        return row.is_finished
+
+    async def ais_finished(self, result_id: str) -> bool:
+        """See is_finished()."""
+        return await sync_to_async(self.is_finished, thread_sensitive=True)(result_id)
+
+    # Acts by hand
+
+    def cancel(self, result_id: str) -> bool:
+        """Cancel the task if it has not started; return whether that was so.
+
+        The row becomes FAILED, with TaskCancelled among its errors.
+        """
+        from . import store
+
+        return bool(store.cancel(self.database, [_uuid(result_id)], self.config.retain))
+
+    def retry(self, result_id: str) -> bool:
+        """Make the row READY again if it is FAILED; return whether that was so."""
+        from . import store, wakeup
+
+        done = bool(store.retry(self.database, [_uuid(result_id)]))
+        transaction.on_commit(lambda: wakeup.notify(self.alias), using=self.database)
+        return done
+
+    # Checks
+
+    def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
+        """Report what is wrong with this backend's settings alone; checks.py looks further."""
+        from django.apps import apps
+
+        found: list[checks.CheckMessage] = []
+        if not apps.is_installed("dbtasks"):
+            found.append(
+                checks.Error(
+                    f"TASKS[{self.alias!r}] uses dbtasks, which is not in INSTALLED_APPS.",
+                    hint="Add 'dbtasks' to INSTALLED_APPS and run 'manage.py migrate'.",
+                    id="dbtasks.E001",
+                )
+            )
+        for sentence in options.problems(self.alias, self.options):
+            found.append(checks.Error(sentence, id="dbtasks.E002"))
+        return found
+
+
+def _uuid(result_id: Any) -> UUID:
+    return result_id if isinstance(result_id, UUID) else UUID(str(result_id))
+
+
+def make_worker_id(name: str | None = None) -> str:
+    """Return a worker id that no other process start has: the name, or host and pid, then chance."""
+    name = name or f"{platform.node() or 'host'}-{os.getpid()}"
+    return f"{name[:100]}-{secrets.token_hex(4)}"

@@ -1,0 +1,36 @@
+"""Every error dbtasks raises itself.
+
+Owns the exception classes, whose first docstring line is their default message. Never imports
+anything else of the package.
+"""
+
+
+class DBTasksError(Exception):
+    """Something went wrong in dbtasks."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").partition("\n")[0])
+
+
+class DurationError(DBTasksError, ValueError):
+    """The value is not a duration."""
+
+
+class TaskNotFound(DBTasksError):
+    """The row names a function that is no registered task."""
+
+
+class TaskCancelled(DBTasksError):
+    """The task was cancelled before it started."""
+
+
+class TaskAbandoned(DBTasksError):
+    """The runner stopped before the task ended."""
+
+
+class RunnerError(DBTasksError):
+    """The runner cannot run."""
+
+
+class FencedOff(DBTasksError):
+    """The row moved on while its outcome was on the way; the outcome was dropped."""

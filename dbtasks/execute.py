@@ -1,0 +1,341 @@
+"""One attempt of one claimed row, from its path to its Outcome.
+
+Owns calling task code: finding the task, signals, errors, the return value, and leaving the
+thread as it was found. Never writes to our rows: the Outcome is settled by whoever claimed.
+"""
+
+import logging
+import time
+from contextvars import copy_context
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from inspect import iscoroutinefunction
+from traceback import format_exception
+from typing import Any
+from uuid import UUID
+
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
+from django.db import connections
+from django.dispatch import Signal
+from django.tasks import TaskResultStatus, base
+from django.tasks.signals import (
+    log_task_finished,
+    log_task_started,
+    task_finished,
+    task_started,
+)
+
+from . import payload, registry, store
+from .exceptions import TaskAbandoned, TaskNotFound
+from .models import FAILED, READY, SUCCESSFUL
+from .options import Options
+from .store import Claim, Outcome
+from .task import (
+    TaskResult,
+    decode_policies,
+    fill_result,
+    make_errors,
+    task_for,
+)
+
+logger = logging.getLogger("dbtasks.runner")
+
+# Errors kept of one row, and characters of each: enough to see what happened, never the reason
+# that an outcome cannot be stored.
+MAX_ERRORS, MAX_TRACEBACK = 10, 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What all attempts of one worker share."""
+
+    # Class of the backend: the sender of signals.
+    sender: type
+    alias: str
+    db: str
+    options: Options
+    worker_id: str
+
+
+class LiveResult(TaskResult):
+    """The result of a running attempt: what nobody looks at is never built."""
+
+    __slots__ = ("_attempt",)
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only while the field is not set. A dunder is never a field.
+        if name.startswith("__") or name == "_attempt":
+            raise AttributeError(name)
+        values = self._attempt.describe()
+        unset = {key: value for key, value in values.items() if not _is_set(self, key)}
+        fill_result(self, unset)
+        return unset[name]
+
+
+def _is_set(result: LiveResult, name: str) -> bool:
+    try:
+        object.__getattribute__(result, name)
+    except AttributeError:
+        return False
+    return True
+
+
+class Attempt:
+    """One start of one claimed row. Used by one thread, once."""
+
+    __slots__ = ("claim", "error", "job", "result", "started", "task")
+
+    def __init__(self, job: Job, claim: Claim) -> None:
+        self.job, self.claim = job, claim
+        self.started = 0.0
+        self.task: base.Task | None = None
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> Outcome:
+        """Run the task in this thread, coroutines included; return what became of it.
+
+        Context variables that the task sets, such as language and time zone, end with it.
+        """
+        return copy_context().run(self._run)
+
+    def _run(self) -> Outcome:
+        try:
+            task, args, kwargs = self._prepare()
+            self._announce(task_started)
+            value, text = self._dump(task.call(*args, **kwargs))
+        except BaseException as error:  # sys.exit() in a task ends the task, not the thread
+            outcome = self._failed(error)
+            self._announce(task_finished)
+            return outcome
+        outcome = self._succeeded(value, text)
+        self._announce(task_finished)
+        return outcome
+
+    async def arun(self) -> Outcome:
+        """Run the coroutine of the task on this event loop; return what became of it.
+
+        Thread-sensitive code under it, such as the ORM, gets a thread of its own, whose
+        connections are closed at the end. Meant to be a task of its own on the loop.
+        """
+        async with ThreadSensitiveContext() as context:
+            try:
+                return await self._arun()
+            finally:
+                if context in SyncToAsync.context_to_thread_executor:
+                    await sync_to_async(connections.close_all)()
+
+    async def _arun(self) -> Outcome:
+        try:
+            task, args, kwargs = self._prepare()
+            await self._aannounce(task_started)
+            value, text = self._dump(await task.func(*args, **kwargs))
+        except BaseException as error:
+            outcome = self._failed(error)
+            await self._aannounce(task_finished)
+            return outcome
+        outcome = self._succeeded(value, text)
+        await self._aannounce(task_finished)
+        return outcome
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the task is a coroutine function; False if it cannot be found."""
+        task = self._find()
+        return task is not None and iscoroutinefunction(task.func)
+
+    def _find(self) -> base.Task | None:
+        """Return the task as it was enqueued, or None; raises nothing."""
+        if self.task is None:
+            try:
+                found = registry.find(self.claim.task_path, self.job.options.task_modules)
+            except TaskNotFound as error:
+                self.error = error
+                return None
+            self.task = self._as_enqueued(found)
+        return self.task
+
+    def _as_enqueued(self, found: base.Task | None) -> base.Task:
+        claim, job = self.claim, self.job
+        if (
+            found is not None
+            and claim.run_after is claim.policy is None
+            and found.priority == claim.priority
+            and found.queue_name == claim.queue_name
+            and found.backend == job.alias
+        ):
+            return found
+        policy = decode_policies(claim.policy and payload.load(claim.policy))
+        return task_for(
+            claim.task_path,
+            found,
+            {
+                "priority": claim.priority,
+                "queue_name": claim.queue_name,
+                "backend": job.alias,
+                "run_after": store.moment(job.db, claim.run_after),
+                **policy,
+            },
+        )
+
+    def _prepare(self) -> tuple[base.Task, list[Any], dict[str, Any]]:
+        """Return the task with its arguments, the context among them if the task takes it."""
+        self.started = time.monotonic()
+        task = self._find()
+        if task is None:
+            assert self.error is not None
+            raise self.error
+        args, kwargs = payload.load(self.claim.args), payload.load(self.claim.kwargs)
+        if task.takes_context:
+            args.insert(0, base.TaskContext(task_result=self._result()))
+        return task, args, kwargs
+
+    def _dump(self, value: Any) -> tuple[Any, str | None]:
+        if value is None:
+            return None, None
+        return payload.dump(value, "The return value", self.job.options.max_payload)
+
+    def _succeeded(self, value: Any, text: str | None) -> Outcome:
+        outcome = self._outcome(SUCCESSFUL, errors=self.claim.errors, return_value=text)
+        if self.job.options.signals:
+            self._update(TaskResultStatus.SUCCESSFUL, outcome, _return_value=value)
+        return outcome
+
+    def _failed(self, error: BaseException) -> Outcome:
+        """Return the outcome of an exception, whatever it is: this must not fail."""
+        self.error = error
+        errors = [*self._errors(), describe_error(error)][-MAX_ERRORS:]
+        outcome = self._outcome(
+            FAILED, errors=payload.text(errors), failures=self.claim.failures + 1
+        )
+        if self.job.options.signals:
+            self._update(TaskResultStatus.FAILED, outcome, errors=make_errors(errors))
+        return outcome
+
+    def abandon(self) -> Outcome:
+        """Return the outcome of an attempt that is not waited for: READY, to be started again."""
+        errors = [*self._errors(), (store.class_path(TaskAbandoned), str(TaskAbandoned()))]
+        outcome = self._outcome(READY, errors=payload.text(errors[-MAX_ERRORS:]))
+        return outcome._replace(finished_at=None, delete_after=None)
+
+    def _outcome(
+        self,
+        status: str,
+        *,
+        errors: str | None,
+        failures: int | None = None,
+        return_value: str | None = None,
+    ) -> Outcome:
+        claim, job = self.claim, self.job
+        started_at = self._at(self.started)
+        finished_at = self._at(time.monotonic())
+        stay = getattr(self.task, "retain", None) or job.options.retain(claim.task_path, status)
+        return Outcome(
+            claim.id,
+            claim.fence,
+            status,
+            claim.attempt,
+            claim.failures if failures is None else failures,
+            claim.lost,
+            store.moment(job.db, claim.run_after),
+            store.moment(job.db, claim.started_at) or started_at,
+            started_at,
+            finished_at,
+            stay and finished_at + stay,
+            errors,
+            self._worker_ids(),
+            return_value,
+        )
+
+    def _at(self, clock: float) -> datetime:
+        """Return that moment of this process's clock as the database would tell it."""
+        at: datetime = self.claim.claimed_at + timedelta(seconds=clock - self.claim.clock)
+        return at
+
+    def _errors(self) -> list[tuple[str, str]]:
+        return payload.load(self.claim.errors) if self.claim.errors else []
+
+    def _worker_ids(self) -> str:
+        before = payload.load(self.claim.worker_ids) if self.claim.worker_ids else []
+        return payload.text([*before, self.job.worker_id])
+
+    def _result(self) -> Any:
+        """Return the one result that signals and the context show."""
+        if self.result is None:
+            self.result = object.__new__(LiveResult)
+            object.__setattr__(self.result, "_attempt", self)
+        return self.result
+
+    def describe(self) -> dict[str, Any]:
+        """Return every field of the result as the attempt starts."""
+        claim, job = self.claim, self.job
+        started_at = self._at(self.started)
+        return {
+            "task": self.task or self._as_enqueued(None),
+            "id": str(claim.id if isinstance(claim.id, UUID) else UUID(claim.id)),
+            "status": TaskResultStatus.RUNNING,
+            "enqueued_at": store.moment(job.db, claim.enqueued_at),
+            "started_at": store.moment(job.db, claim.started_at) or started_at,
+            "finished_at": None,
+            "last_attempted_at": started_at,
+            "args": payload.load(claim.args),
+            "kwargs": payload.load(claim.kwargs),
+            "backend": job.alias,
+            "errors": make_errors(self._errors()),
+            "worker_ids": payload.load(self._worker_ids()),
+            "_return_value": None,
+        }
+
+    def _update(self, status: TaskResultStatus, outcome: Outcome, **values: Any) -> None:
+        result = self._result()
+        fill_result(result, values | {"status": status, "finished_at": outcome.finished_at})
+
+    def _announce(self, signal: Signal) -> None:
+        """Send the signal in this thread; a receiver that raises is logged by Django."""
+        if self.job.options.signals:
+            signal.send_robust(sender=self.job.sender, task_result=self._result())
+
+    async def _aannounce(self, signal: Signal) -> None:
+        """Send the signal in the attempt's own context; sync receivers run in its thread."""
+        if not self.job.options.signals:
+            return
+        if _only_logs(signal):
+            # No thread for each coroutine just to format a log line.
+            self._announce(signal)
+        else:
+            await signal.asend_robust(sender=self.job.sender, task_result=self._result())
+
+
+def _only_logs(signal: Signal) -> bool:
+    """Tell whether nobody but Django's own log receivers listens."""
+    own = {id(log_task_started), id(log_task_finished)}
+    return all(receiver[0][0] in own for receiver in signal.receivers)
+
+
+def describe_error(error: BaseException) -> tuple[str, str]:
+    """Return the exception's class path and traceback text, bounded and fit for every database."""
+    try:
+        text = "".join(format_exception(error))
+    except Exception as broken:  # the traceback module calls code of the exception's class
+        text = (
+            f"{type(error).__qualname__} (its traceback cannot be shown: {type(broken).__name__})"
+        )
+    return store.class_path(type(error)), payload.clean(text, MAX_TRACEBACK)
+
+
+def leave_clean(task_path: str) -> None:
+    """Close this thread's connections that are broken, too old, or inside a transaction.
+
+    Runs between two tasks of one thread. A transaction left open is rolled back, and said so.
+    """
+    for connection in connections.all(initialized_only=True):
+        if connection.in_atomic_block:
+            logger.warning(
+                "%s left a transaction open on %r; it was rolled back", task_path, connection.alias
+            )
+            connection.in_atomic_block = False
+            connection.close()
+            # A new wrapper: the old one still believes in its open blocks.
+            del connections[connection.alias]
+        else:
+            connection.close_if_unusable_or_obsolete()

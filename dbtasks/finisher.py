@@ -1,0 +1,133 @@
+"""The one thread that settles what attempts have come to.
+
+Owns outcomes from the end of an attempt until the database has them: gathering, group commit and
+patience. Never drops one, and never decides what it says.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+
+from django.db import Error, InterfaceError, OperationalError, connections
+
+from . import payload, store
+from .execute import Attempt
+from .models import FAILED
+from .store import BATCH, Outcome
+
+logger = logging.getLogger("dbtasks.runner")
+
+Ended = tuple[Attempt, Outcome]
+
+# Seconds between tries while the database cannot be reached: the first, and the longest.
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+
+
+class Finisher:
+    """Writes outcomes in batches: whatever has gathered while the last batch was written.
+
+    So one outcome on an idle runner is written at once, and many under load share a commit.
+    `settled` is called after each batch, in this thread, with what was written.
+    """
+
+    def __init__(self, db: str, settled: Callable[[Sequence[Ended]], None]) -> None:
+        self._db, self._settled = db, settled
+        self._queue: SimpleQueue[Ended | None] = SimpleQueue()
+        self._busy = False
+        self._hurry = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="dbtasks-finisher", daemon=True)
+        self._thread.start()
+
+    def put(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Settle the outcome soon. Any thread may call it."""
+        self._queue.put((attempt, outcome))
+
+    @property
+    def backlog(self) -> int:
+        """How many outcomes wait to be written, those under way aside."""
+        return self._queue.qsize()
+
+    @property
+    def idle(self) -> bool:
+        """Whether every outcome put so far is settled."""
+        return self._queue.empty() and not self._busy
+
+    def stop(self, timeout: float) -> bool:
+        """Settle what is left, at most for `timeout` seconds; return whether all of it was."""
+        self._queue.put(None)
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            # No more tries: rows that are left RUNNING are given back when the runner is missed.
+            self._hurry.set()
+            self._thread.join(1.0)
+        return not self._thread.is_alive() and self._queue.empty()
+
+    def _work(self) -> None:
+        try:
+            last = False
+            while not last and (first := self._queue.get()) is not None:
+                self._busy = True
+                batch, last = self._gather(first)
+                self._settled(self._write(batch))
+                self._busy = False
+        finally:
+            connections.close_all()
+
+    def _gather(self, first: Ended) -> tuple[list[Ended], bool]:
+        """Return what waits, and whether the end was among it."""
+        batch = [first]
+        while len(batch) < BATCH:
+            try:
+                ended = self._queue.get_nowait()
+            except Empty:
+                break
+            if ended is None:
+                return batch, True
+            batch.append(ended)
+        return batch, False
+
+    def _write(self, batch: list[Ended]) -> list[Ended]:
+        """Write the batch, as often as it takes; return those whose claim still stood."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return self._settle(batch)
+            except (OperationalError, InterfaceError) as error:
+                if not pause_after(error, self._db, pause, self._hurry):
+                    logger.error("%d outcomes could not be stored", len(batch))
+                    return []
+                pause = min(pause * 2, LONGEST_PAUSE)
+            except Error:
+                # The data of one of them. It must not keep the others, nor stay RUNNING itself.
+                if len(batch) > 1:
+                    return [ended for one in batch for ended in self._write([one])]
+                batch = [_unstorable(*batch[0])]
+
+    def _settle(self, batch: list[Ended]) -> list[Ended]:
+        written = store.settle(self._db, [outcome for _, outcome in batch])
+        if len(written) == len(batch):
+            return batch
+        for attempt, outcome in batch:
+            if outcome.id not in written:
+                logger.warning(
+                    "%s %s moved on, or was stored before; this outcome (%s) was dropped",
+                    attempt.claim.task_path,
+                    outcome.id,
+                    outcome.status,
+                )
+        return [ended for ended in batch if ended[1].id in written]
+
+
+def pause_after(error: Exception, db: str, seconds: float, stop: threading.Event) -> bool:
+    """Log the error, drop the connection, and wait; return False if told to stop meanwhile."""
+    logger.error("The database failed, trying again in %.1f s: %s", seconds, error)
+    connections[db].close()
+    return not stop.wait(seconds)
+
+
+def _unstorable(attempt: Attempt, outcome: Outcome) -> Ended:
+    """Return the outcome in words that any database takes."""
+    logger.error("The outcome of %s %s cannot be stored", attempt.claim.task_path, outcome.id)
+    error = ("builtins.ValueError", "The database refused the task's result or error text.")
+    return attempt, outcome._replace(status=FAILED, return_value=None, errors=payload.text([error]))

@@ -1,0 +1,152 @@
+"""OPTIONS of a backend, parsed once into one frozen dataclass.
+
+Owns every default and every sentence about a wrong option. Never touches the database or the app
+registry: tasks are imported, and their backend made, before apps are ready.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from difflib import get_close_matches
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS
+from django.tasks import TaskResultStatus
+
+from .exceptions import DurationError
+from .schedule import Duration
+
+FINISHED = (TaskResultStatus.SUCCESSFUL.value, TaskResultStatus.FAILED.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long finished rows stay: for ever where nothing is said.
+
+    A task's own path wins over a status, a status over ``"*"``.
+    """
+
+    rules: Mapping[str, Duration | None] = field(default_factory=dict)
+
+    def __call__(self, task_path: str, status: str) -> timedelta | None:
+        """Return how long a row of that task with that final status stays; None is for ever."""
+        for key in (task_path, status, "*"):
+            if key in self.rules:
+                return self.rules[key]
+        return None
+
+    @classmethod
+    def parse(cls, value: Any) -> "Retention":
+        """Return the retention written as one duration, or as a mapping to durations."""
+        rules = value if isinstance(value, Mapping) else {"*": value}
+        for key in rules:
+            if not (key in FINISHED or key == "*" or (isinstance(key, str) and "." in key)):
+                raise ValueError(
+                    f"{key!r} is no task path, nor one of 'SUCCESSFUL', 'FAILED' and '*'."
+                )
+        return cls({k: None if v is None else Duration(v) for k, v in rules.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``TASKS[alias]["OPTIONS"]`` says; the defaults stand here and nowhere else."""
+
+    # Run inside enqueue(), no runner needed; rows are still written.
+    immediate: bool = False
+    # Send task_enqueued, task_started and task_finished.
+    signals: bool = True
+    # How long finished rows stay before the runner purges them.
+    retain: Retention = field(default_factory=Retention)
+    # Alias of the database that holds the queue, when no router says otherwise.
+    database: str = DEFAULT_DB_ALIAS
+    # Write the row when the caller's transaction commits: True for the default database's
+    # transaction, or the alias of another; for a queue in a database of its own.
+    enqueue_on_commit: bool | str = False
+    # Modules, beside installed apps and the project's package, that may be imported for a row.
+    task_modules: tuple[str, ...] = ()
+    # Bytes of JSON that the arguments, and the return value, may each take.
+    max_payload: int = 262_144
+    # Parts of names whose values the admin masks in arguments and results.
+    mask: tuple[str, ...] = (
+        "password",
+        "passwd",
+        "token",
+        "secret",
+        "authorization",
+        "cookie",
+        "key",
+    )
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither True nor False.")
+    return value
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not all(isinstance(name, str) and name for name in value):
+        raise ValueError(f"{value!r} is no list of names.")
+    return tuple(value)
+
+
+def _alias(value: Any) -> str:
+    from django.conf import settings
+
+    if value not in settings.DATABASES:
+        raise ValueError(f"{value!r} is not in DATABASES ({', '.join(settings.DATABASES)}).")
+    return str(value)
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} is no number of bytes above zero.")
+    return value
+
+
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "immediate": _flag,
+    "signals": _flag,
+    "retain": Retention.parse,
+    "database": _alias,
+    "enqueue_on_commit": lambda value: _alias(value) if isinstance(value, str) else _flag(value),
+    "task_modules": _names,
+    "max_payload": _size,
+    "mask": _names,
+}
+
+
+def problems(alias: str, raw: Any) -> list[str]:
+    """Return a sentence for each wrong option of that backend, in their order; [] if all is well."""
+    return _parse(alias, raw)[1]
+
+
+def parse(alias: str, raw: Any) -> Options:
+    """Return the options of that backend; raise ImproperlyConfigured naming all that is wrong."""
+    values, wrong = _parse(alias, raw)
+    if wrong:
+        raise ImproperlyConfigured(" ".join(wrong))
+    return Options(**values)
+
+
+def _parse(alias: str, raw: Any) -> tuple[dict[str, Any], list[str]]:
+    place = f"TASKS[{alias!r}]['OPTIONS']"
+    if not isinstance(raw, Mapping):
+        return {}, [f"{place} must be a dict, not {raw!r}."]
+    values, wrong = {}, []
+    for name, value in raw.items():
+        if name not in _PARSERS:
+            wrong.append(f"{place} has an unknown option {name!r}. {_suggestion(name)}")
+            continue
+        try:
+            values[name] = _PARSERS[name](value)
+        except (ValueError, TypeError, DurationError) as error:
+            wrong.append(f"{place}[{name!r}]: {error}")
+    return values, wrong
+
+
+def _suggestion(name: Any) -> str:
+    known = [f.name for f in fields(Options)]
+    near = get_close_matches(str(name), known, n=1)
+    return f"Did you mean {near[0]!r}?" if near else f"Known options: {', '.join(known)}."

@@ -1,0 +1,176 @@
+"""The threads and the event loop in which attempts run.
+
+Owns concurrency: how many run at once, how many claimed ones wait, and stopping. Never touches
+the database: claims come in, outcomes go out through a callback.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable
+from queue import Empty, SimpleQueue
+
+from django.db import connections
+
+from .execute import Attempt, Job, leave_clean
+from .store import Claim, Outcome
+
+# Seconds of work that may wait claimed in this process: enough to hide a claim's round trip,
+# little enough that other runners get long tasks.
+PREFETCH_SECONDS = 0.1
+# Rows that may wait, however short the tasks.
+MAX_PREFETCH = 500
+# Coroutines at once. A sleeping one costs some kilobytes, and a connection if it uses the ORM.
+MAX_COROUTINES = 1000
+
+
+class Pool:
+    """Runs attempts in `threads` threads, coroutines on one event loop.
+
+    `done` is called with each attempt's claim and outcome, in the thread that ran it; `hungry`
+    whenever there may be room for more.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        threads: int,
+        done: Callable[[Attempt, Outcome], None],
+        hungry: Callable[[], None],
+    ) -> None:
+        self.job, self.threads = job, threads
+        self._done, self._hungry = done, hungry
+        self._waiting: SimpleQueue[Claim | None] = SimpleQueue()
+        self._running: set[Attempt] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_lock = threading.Lock()
+        self._coroutines: set[asyncio.Task[None]] = set()
+        # Moving average of the seconds a thread spends on a task. Starts high: nothing is
+        # prefetched before tasks have shown that they are short. Racing threads only blur it.
+        self._average = PREFETCH_SECONDS
+        # When a thread last took a row, on the monotonic clock.
+        self._taken = 0.0
+        # How many may wait when more are wanted.
+        self._low = 0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"dbtasks-{n}", daemon=True)
+            for n in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def running(self) -> int:
+        """How many attempts have started and not ended."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """How many claimed rows have not started."""
+        return self._waiting.qsize()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or waits."""
+        return not self._running and self._waiting.empty()
+
+    def room(self) -> int:
+        """Return how many more rows to claim now; 0 while enough wait."""
+        if len(self._coroutines) >= MAX_COROUTINES:
+            return 0
+        idle = self.threads - (len(self._running) - len(self._coroutines))
+        # One more row a thread than its task in hand, if that is worth having.
+        stock = int(self.threads * (PREFETCH_SECONDS / self._average - 1))
+        stock = max(0, min(stock, MAX_PREFETCH))
+        # A small claim costs as much as a large one: wait until half of the stock is used up.
+        self._low = stock // 2
+        waiting = self._waiting.qsize()
+        return max(0, idle + stock - waiting) if waiting <= self._low else 0
+
+    def submit(self, claims: Iterable[Claim]) -> None:
+        """Run the claimed rows, in their order."""
+        self._taken = time.monotonic()
+        for claim in claims:
+            self._waiting.put(claim)
+
+    def overdue(self) -> list[Claim]:
+        """Take back and return the waiting rows if no thread has come for one for too long.
+
+        Some neighbour takes longer than tasks did before; another runner may be free.
+        """
+        if self._waiting.empty() or time.monotonic() - self._taken < PREFETCH_SECONDS:
+            return []
+        self._average = max(self._average, PREFETCH_SECONDS)
+        return self.withdraw()
+
+    def withdraw(self) -> list[Claim]:
+        """Take back and return the rows that have not started."""
+        claims = []
+        while True:
+            try:
+                claim = self._waiting.get_nowait()
+            except Empty:
+                return claims
+            if claim is not None:
+                claims.append(claim)
+
+    def abandon(self) -> list[tuple[Attempt, Outcome]]:
+        """Return the outcomes with which running attempts are given up; theirs comes too late."""
+        return [(attempt, attempt.abandon()) for attempt in tuple(self._running)]
+
+    def stop(self) -> None:
+        """Let the threads and the loop end once they have nothing to do."""
+        for _ in self._threads:
+            self._waiting.put(None)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def join(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for the threads to end; return whether they have."""
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _work(self) -> None:
+        """Run attempts until told to end. The thread keeps its connections between tasks."""
+        try:
+            while (claim := self._waiting.get()) is not None:
+                self._taken = began = time.monotonic()
+                attempt = Attempt(self.job, claim)
+                self._running.add(attempt)
+                if attempt.is_async:
+                    self._start(attempt)
+                else:
+                    outcome = attempt.run()
+                    leave_clean(claim.task_path)
+                    self._running.discard(attempt)
+                    self._done(attempt, outcome)
+                self._average += (time.monotonic() - began - self._average) / 16
+                if self._waiting.qsize() <= self._low:
+                    self._hungry()
+        finally:
+            connections.close_all()
+
+    def _start(self, attempt: Attempt) -> None:
+        """Run the attempt's coroutine on the event loop, which starts with the first one."""
+        with self._loop_lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(
+                    target=self._loop.run_forever, name="dbtasks-loop", daemon=True
+                ).start()
+        self._loop.call_soon_threadsafe(self._spawn, attempt)
+
+    def _spawn(self, attempt: Attempt) -> None:
+        assert self._loop is not None
+        task = self._loop.create_task(self._accompany(attempt))
+        # The loop itself keeps only a weak reference.
+        self._coroutines.add(task)
+        task.add_done_callback(self._coroutines.discard)
+
+    async def _accompany(self, attempt: Attempt) -> None:
+        outcome = await attempt.arun()
+        self._running.discard(attempt)
+        self._done(attempt, outcome)
+        self._hungry()

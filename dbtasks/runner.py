@@ -1,0 +1,303 @@
+"""``Runner``: the loop that claims due rows and hands them to threads.
+
+Owns the order of things from start to stop. Never runs task code, nor SQL of its own: the pool
+does the one, the store the other.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+
+from django.db import connections
+from django.tasks import TaskResult, task_backends
+
+from . import registry, store, wakeup
+from .backend import DatabaseBackend, make_worker_id
+from .exceptions import RunnerError
+from .finisher import FIRST_PAUSE, LONGEST_PAUSE, Ended, Finisher, pause_after
+from .maintenance import Maintenance
+from .pool import PREFETCH_SECONDS, Pool
+from .store import Claim
+from .task import task
+
+logger = logging.getLogger("dbtasks.runner")
+
+# Outcomes that may wait for the database before claiming pauses: more would only be more to lose.
+MAX_BACKLOG = 1000
+
+
+class Runner:
+    """Claims due rows of one backend and runs them in `workers` threads.
+
+    `queues` limits it to those queues; `loop_delay` is the longest idle wait between two looks at
+    the database, in seconds; `grace` is how long running tasks may take after stop(). With
+    `drain` it stops when nothing is due or running, with `max_tasks` after so many tasks.
+    `report` is called with each settled batch, in the finisher's thread.
+    """
+
+    def __init__(
+        self,
+        workers: int = 4,
+        worker_id: str | None = None,
+        backend: str = "default",
+        loop_delay: float = 1.0,
+        queues: Iterable[str] | None = None,
+        *,
+        grace: float = 30.0,
+        drain: bool = False,
+        max_tasks: int | None = None,
+        report: Callable[[Sequence[Ended]], None] | None = None,
+    ) -> None:
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, not {workers!r}.")
+        if loop_delay <= 0:
+            raise ValueError(f"loop_delay must be above 0 seconds, not {loop_delay!r}.")
+        self.workers, self.loop_delay, self.grace = workers, loop_delay, grace
+        self.queues = None if queues is None else tuple(dict.fromkeys(queues))
+        self.backend = backend
+        self.name = worker_id
+        self.worker_id = make_worker_id(worker_id)
+        self.drain, self.max_tasks = drain, max_tasks
+        # Set once run() is about to claim; set when run() has ended.
+        self.ready, self.finished = threading.Event(), threading.Event()
+        # How many attempts were settled, and failed, since run() began; how many were given up.
+        self.done = self.failed = self.abandoned = 0
+        self._report = report
+        self._stopping, self._aborting = threading.Event(), threading.Event()
+        self._bell = threading.Event()
+        self._settled = threading.Condition()
+        self._pool: Pool | None = None
+        self._finisher: Finisher | None = None
+
+    # Called from any thread
+
+    def stop(self) -> None:
+        """Ask run() to claim no more, finish what runs within `grace`, and return.
+
+        Asked again, it waits for nothing: running tasks are given back to be started again.
+        """
+        if self._stopping.is_set():
+            self._aborting.set()
+        self._stopping.set()
+        self._bell.set()
+
+    def wake(self) -> None:
+        """Look for work at once."""
+        self._likely = True
+        self._ring()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until nothing is due, running or unsettled; return False if that took too long."""
+        return self._wait(self._is_idle, timeout)
+
+    def wait_for(self, result: TaskResult, timeout: float | None = None) -> TaskResult:
+        """Block until that task has finished, wherever it runs; return its result, refreshed.
+
+        Raise TimeoutError if it has not after `timeout` seconds.
+        """
+
+        def ended() -> bool:
+            result.refresh()
+            return result.is_finished
+
+        if not self._wait(ended, timeout):
+            raise TimeoutError(f"Task {result.id} is {result.status} after {timeout} seconds.")
+        return result
+
+    def _wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._settled:
+            while not condition():
+                left = 0.05 if deadline is None else deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._settled.wait(min(left, 0.05))
+        return True
+
+    def _is_idle(self) -> bool:
+        pool, finisher = self._pool, self._finisher
+        if pool is None or finisher is None or not pool.idle or not finisher.idle:
+            return self.finished.is_set()
+        return not self._look().due and pool.idle and finisher.idle
+
+    # The loop
+
+    def run(self) -> None:
+        """Run tasks until stop(), in this thread; may be called again once it has ended.
+
+        Raise ImproperlyConfigured or RunnerError if it cannot start.
+        """
+        self._begin()
+        try:
+            self._loop()
+        finally:
+            self._end()
+
+    def _begin(self) -> None:
+        backend = check_backend(self.backend)
+        self._db = backend.database
+        self.worker_id = make_worker_id(self.name)
+        self._stopping.clear()
+        self._aborting.clear()
+        self.finished.clear()
+        self.done = self.failed = self.abandoned = 0
+        self._claimed, self._likely, self._look_at = 0, True, 0.0
+        registry.discover()
+        self._finisher = Finisher(self._db, self._on_settled)
+        self._pool = Pool(backend.job(self.worker_id), self.workers, self._finisher.put, self._ring)
+        self._maintenance = Maintenance(self._db, self.backend)
+        wakeup.listen(self.backend, self)
+        self.ready.set()
+
+    def _loop(self) -> None:
+        pause = FIRST_PAUSE
+        while not self._stopping.is_set():
+            try:
+                self._bell.clear()
+                timeout = self._tick()
+                pause = FIRST_PAUSE
+            except Exception as error:  # whatever the database raises: it comes back, so do we
+                if not pause_after(error, self._db, pause, self._stopping):
+                    return
+                pause, timeout = min(pause * 2, LONGEST_PAUSE), 0
+            if timeout:
+                self._bell.wait(timeout)
+
+    def _tick(self) -> float:
+        """Do what there is to do; return the seconds to sleep, unless woken."""
+        assert self._pool is not None
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + self._promote()
+        room = self._room()
+        if room and self._likely:
+            # Before the claim: a row that is committed after it must be looked for again.
+            self._likely = False
+            if claims := self._claim(room):
+                self._likely = True
+                self._pool.submit(claims)
+                return 0
+        elif late := self._pool.overdue():
+            store.release(self._db, late)
+            self._claimed -= len(late)
+            self._likely = True
+        if self._is_over():
+            self._stopping.set()
+            return 0
+        until_look = max(0.0, self._look_at - time.monotonic())
+        return min(until_look, PREFETCH_SECONDS / 2) if self._pool.waiting else until_look
+
+    def _room(self) -> int:
+        assert self._pool is not None and self._finisher is not None
+        if self._finisher.backlog > MAX_BACKLOG:
+            return 0
+        room = self._pool.room()
+        return room if self.max_tasks is None else min(room, self.max_tasks - self._claimed)
+
+    def _claim(self, limit: int) -> list[Claim]:
+        claims = store.claim(self._db, self.backend, self.worker_id, limit, self.queues)
+        self._claimed += len(claims)
+        return claims
+
+    def _promote(self) -> float:
+        """Make due what has come due; return the seconds until the next look."""
+        look = self._look()
+        if look.next_due is not None and look.next_due <= 0:
+            store.promote(self._db, self.backend)
+            self._likely = True
+            return 0
+        self._likely = self._likely or look.due
+        # Jitter keeps runners that started together from polling together.
+        delay = self.loop_delay * random.uniform(0.75, 1.0)
+        return delay if look.next_due is None else min(delay, look.next_due)
+
+    def _look(self) -> store.Look:
+        return store.look(self._db, self.backend, self.queues)
+
+    def _is_over(self) -> bool:
+        assert self._pool is not None and self._finisher is not None
+        if not (self._pool.idle and self._finisher.idle):
+            return False
+        if self.max_tasks is not None and self._claimed >= self.max_tasks:
+            return True
+        return self.drain and not self._likely
+
+    def _ring(self) -> None:
+        # Reading the flag costs a tenth of setting it, and a busy loop is rung all the time.
+        if not self._bell.is_set():
+            self._bell.set()
+
+    def _on_settled(self, batch: Sequence[Ended]) -> None:
+        """Count and tell. Runs in the finisher's thread."""
+        self.done += len(batch)
+        self.failed += sum(attempt.error is not None for attempt, _ in batch)
+        if self._report is not None:
+            self._report(batch)
+        with self._settled:
+            self._settled.notify_all()
+        if self._stopping.is_set() or self.drain or self.max_tasks is not None:
+            self._ring()
+
+    # Stopping
+
+    def _end(self) -> None:
+        """Give back what has not started, wait for what has, settle it, and leave no thread."""
+        assert self._pool is not None and self._finisher is not None
+        wakeup.forget(self.backend, self)
+        deadline = time.monotonic() + self.grace
+        try:
+            self._give_back(self._pool.withdraw())
+            while not self._pool.idle and not self._aborting.is_set():
+                if (left := deadline - time.monotonic()) <= 0:
+                    break
+                self._bell.wait(min(left, 0.05))
+                self._bell.clear()
+            for attempt, outcome in self._pool.abandon():
+                self.abandoned += 1
+                self._finisher.put(attempt, outcome)
+        finally:
+            self._pool.stop()
+            # At least a moment: an outcome in hand is worth more than a quick exit.
+            self._finisher.stop(max(1.0, deadline - time.monotonic()))
+            self._maintenance.stop(1.0)
+            self._pool.join(1.0 if not self.abandoned else 0.0)
+            connections.close_all()
+            self.ready.clear()
+            self.finished.set()
+
+    def _give_back(self, claims: list[Claim]) -> None:
+        if not claims:
+            return
+        try:
+            store.release(self._db, claims)
+            self._claimed -= len(claims)
+        except Exception:  # the database is away: rescue gives them back when we are missed
+            logger.exception("%d claimed tasks could not be given back", len(claims))
+
+
+def check_backend(alias: str) -> DatabaseBackend:
+    """Return the backend of that alias; raise RunnerError if no runner can serve it.
+
+    Raise ImproperlyConfigured if its options are wrong.
+    """
+    if alias not in task_backends.settings:
+        known = ", ".join(map(repr, task_backends.settings))
+        raise RunnerError(f"There is no backend {alias!r} in TASKS. Choose one of {known}.")
+    backend = task_backends[alias]
+    if not isinstance(backend, DatabaseBackend):
+        raise RunnerError(
+            f"TASKS[{alias!r}] uses {type(backend).__name__}; a runner serves DatabaseBackend only."
+        )
+    if backend.config.immediate:
+        raise RunnerError(f"TASKS[{alias!r}] is immediate: its tasks run inside enqueue().")
+    return backend
+
+
+@task
+def cleanup(seconds: float) -> int:
+    """Delete finished rows that ended more than `seconds` ago; return how many there were."""
+    backend = check_backend("default")
+    return sum(store.purge_older(backend.database, timedelta(seconds=seconds)))

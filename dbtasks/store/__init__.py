@@ -1,0 +1,390 @@
+"""Every write to a row, one transition a function.
+
+Owns the guards: a write names the state it starts from, and where a worker writes, the fence of
+its claim. Nothing else in the package changes a row. Never calls task code, sends signals or
+knows threads. Times are the database's own, read in the statement.
+
+    enqueue     → READY, held until run_after
+    promote     held → due
+    claim       due → RUNNING
+    settle      RUNNING → SUCCESSFUL, FAILED, or READY again
+    release     RUNNING, not started → READY
+    retry       FAILED → READY
+    run_now     scheduled → due
+    cancel      READY → FAILED
+    purge       finished → deleted
+
+Each opens its own transaction and runs again when the database asks for that (deadlock, lock
+timeout), except inside a transaction of the caller, which only enqueue and the acts by hand join.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError, connections, transaction
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+
+from ..exceptions import TaskCancelled
+from ..models import FAILED, READY, RUNNING, Hold, ScheduledTask, ScheduledTaskQuerySet
+from ..options import FINISHED
+from . import mysql, postgresql, sqlite
+from .rows import Claim, NewTask, Outcome, Pick
+
+__all__ = [
+    "Claim",
+    "NewTask",
+    "Outcome",
+    "cancel",
+    "claim",
+    "claim_one",
+    "enqueue",
+    "key",
+    "look",
+    "moment",
+    "now",
+    "promote",
+    "purge",
+    "purge_older",
+    "release",
+    "retry",
+    "run_now",
+    "settle",
+]
+
+TABLE = ScheduledTask._meta.db_table
+# Rows one statement may touch: long enough to be cheap a row, short enough to hold no lock long.
+BATCH = 500
+# Text one settling statement may carry; MySQL's max_allowed_packet is 16 MiB by default.
+BATCH_CHARS = 4_000_000
+# How often a unit of work is run again when the database rolls it back to break a deadlock.
+TRIES = 20
+
+_SQL = {"postgresql": postgresql, "mysql": mysql, "sqlite": sqlite}
+_CLAIM = (
+    f"status = '{RUNNING}', hold = '{{hold}}', fence = fence + 1, attempt = attempt + 1, "
+    "worker_id = %s, last_attempted_at = {now}"
+)
+_FINISHED = f"status IN {FINISHED}"
+_HELD = f"status = '{READY}' AND hold = '{Hold.SCHEDULED.value}'"
+_DUE = f"status = '{READY}' AND hold = ''"
+
+
+def enqueue(db: str, rows: Sequence[NewTask]) -> None:
+    """Insert the rows as READY, in the caller's transaction if there is one: all, or none."""
+    connection = connections[db]
+    sql, rows = _sql(connection), _adapted(connection, rows)
+    with transaction.atomic(db, savepoint=False) if len(rows) > BATCH else nullcontext():
+        for start in range(0, len(rows), BATCH):
+            sql.insert(connection, TABLE, rows[start : start + BATCH])
+
+
+def claim(
+    db: str, backend: str, worker_id: str, limit: int, queues: Iterable[str] | None = None
+) -> list[Claim]:
+    """Claim up to `limit` due rows for the worker, of those queues or of all.
+
+    Return them highest priority first, then oldest first: already RUNNING and committed. Fewer
+    than `limit` does not mean that no more are due; none at all does.
+    """
+    return _claim(db, worker_id, _picks(backend, queues), limit)
+
+
+def _picks(backend: str, queues: Iterable[str] | None) -> list[Pick]:
+    """Return where due rows are: one index range for all queues, or one for each of them."""
+    if queues is None:
+        return [Pick(f"{_DUE} AND backend = %s", (backend,), "dbtasks_due")]
+    where = f"{_DUE} AND backend = %s AND queue_name = %s"
+    return [Pick(where, (backend, queue), "dbtasks_due_in_queue") for queue in queues]
+
+
+def claim_one(
+    db: str, backend: str, worker_id: str, id: UUID, hold: Hold = Hold.NONE
+) -> Claim | None:
+    """Claim the due row with that id and put it on hold; return None if it is not due."""
+    where = f"{_DUE} AND backend = %s AND id = %s"
+    claims = _claim(db, worker_id, [Pick(where, (backend, key(db, id)), "PRIMARY")], 1, hold)
+    return claims[0] if claims else None
+
+
+def _claim(
+    db: str, worker_id: str, picks: list[Pick], limit: int, hold: Hold = Hold.NONE
+) -> list[Claim]:
+    def unit(connection: Any, sql: Any) -> list[Claim]:
+        changes = _CLAIM.format(now=sql.now(connection), hold=hold.value)
+        claims: list[Claim] = sql.claim(connection, TABLE, changes, [worker_id], picks, limit)
+        return claims
+
+    claims = _unit(db, unit)
+    if not claims:
+        return []
+    # RETURNING promises no order. All were claimed at the same moment.
+    claims.sort(key=lambda row: (-row.priority, row.id))
+    claimed_at, clock = moment(db, claims[0].claimed_at), time.monotonic()
+    return [row._replace(claimed_at=claimed_at, clock=clock) for row in claims]
+
+
+def settle(db: str, outcomes: Sequence[Outcome]) -> set[Any]:
+    """Write what became of claimed rows; return the ids whose claim still stood.
+
+    A row that moved on since (another fence, or no longer RUNNING) is left as it is.
+    """
+    written: set[Any] = set()
+    for batch in _batches(_adapted(connections[db], outcomes)):
+        written |= _unit(
+            db, lambda connection, sql, rows=batch: sql.settle(connection, TABLE, rows)
+        )
+    return written
+
+
+def release(db: str, claims: Iterable[Claim]) -> int:
+    """Give back claimed rows whose task was not started; return how many still stood.
+
+    They are due again at once, and the start that was counted at the claim is taken back.
+    """
+    back = [
+        Outcome(
+            claim.id,
+            claim.fence,
+            READY,
+            claim.attempt - 1,
+            claim.failures,
+            claim.lost,
+            None,
+            started_at := moment(db, claim.started_at),
+            started_at and claim.claimed_at,
+            None,
+            None,
+            claim.errors,
+            claim.worker_ids,
+            None,
+        )
+        for claim in claims
+    ]
+    return len(settle(db, back))
+
+
+def promote(db: str, backend: str) -> int:
+    """Lift the hold of up to 500 rows whose run_after has come; return how many there were."""
+
+    def unit(connection: Any, sql: Any) -> int:
+        where = f"{_HELD} AND backend = %s AND run_after <= {sql.now(connection)}"
+        pick = Pick(where, (backend,), "dbtasks_scheduled")
+        verb = f"UPDATE {TABLE} SET hold = ''"
+        return int(sql.change(connection, TABLE, verb, [], pick, "run_after", BATCH))
+
+    return _unit(db, unit)
+
+
+class Look(NamedTuple):
+    """What a glance at the queue shows."""
+
+    # Whether a row may be claimed now.
+    due: bool
+    # Seconds until the next held row is due, below 0 if it is already; None if there is none.
+    next_due: float | None
+
+
+def look(db: str, backend: str, queues: Iterable[str] | None = None) -> Look:
+    """Glance at the queue in one statement that locks nothing and costs two index probes."""
+    connection = connections[db]
+    probe = f"EXISTS(SELECT 1 FROM {TABLE} WHERE {{}})"
+    picks = _picks(backend, queues)
+    due = " OR ".join(probe.format(pick.where) for pick in picks)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT {due}, MIN(run_after), {_sql(connection).now(connection)} FROM {TABLE} "
+            f"WHERE {_HELD} AND backend = %s",
+            [*(value for pick in picks for value in pick.params), backend],
+        )
+        due, first, now = cursor.fetchone()
+    first, now = moment(db, first), moment(db, now)
+    return Look(bool(due), (first - now).total_seconds() if first and now else None)
+
+
+def purge(db: str, backend: str) -> int:
+    """Delete up to 500 finished rows whose retention is over; return how many there were."""
+
+    def unit(connection: Any, sql: Any) -> int:
+        where = f"delete_after <= {sql.now(connection)} AND {_FINISHED} AND backend = %s"
+        pick = Pick(where, (backend,), "dbtasks_expired")
+        verb = f"DELETE FROM {TABLE}"
+        return int(sql.change(connection, TABLE, verb, [], pick, "delete_after", BATCH))
+
+    return _unit(db, unit)
+
+
+def purge_older(
+    db: str,
+    age: timedelta,
+    *,
+    backend: str | None = None,
+    statuses: Iterable[str] = FINISHED,
+    batch: int = BATCH,
+    pause: float = 0.0,
+) -> Iterator[int]:
+    """Delete rows that finished longer ago than `age`, oldest first, whatever their retention.
+
+    Yield the number deleted after each batch of at most `batch` rows, a transaction of its own
+    each. Rows of one backend, or of all.
+    """
+    rows = older(db, age, backend=backend, statuses=statuses).order_by("id")
+    # The key is in order of age: what finished before the limit was enqueued before it. So the
+    # walk along the key needs no index of its own and never reads a row twice.
+    last = UUID(int=0)
+    while ids := list(rows.filter(id__gt=last).values_list("id", flat=True)[:batch]):
+        last = ids[-1]
+        yield _unit(db, lambda *_, ids=ids: rows.filter(id__in=ids)._raw_delete(db))
+
+
+def older(
+    db: str, age: timedelta, *, backend: str | None = None, statuses: Iterable[str] = FINISHED
+) -> ScheduledTaskQuerySet:
+    """Return the rows with one of those final statuses that finished longer ago than `age`."""
+    rows = ScheduledTask.objects.using(db).finished().filter(status__in=list(statuses))
+    rows = rows.filter(finished_at__lt=now(db) - age)
+    return rows if backend is None else rows.filter(backend=backend)
+
+
+def retry(db: str, ids: Iterable[UUID]) -> int:
+    """Make those of the rows that are FAILED due again; return how many there were.
+
+    Errors and starts are kept, the counts that limit attempts begin anew, the fence goes on.
+    """
+    return (
+        _by_hand(db, ids)
+        .filter(status=FAILED)
+        .update(
+            status=READY,
+            hold=Hold.NONE,
+            run_after=None,
+            failures=0,
+            lost=0,
+            cancel_requested=False,
+            finished_at=None,
+            delete_after=None,
+        )
+    )
+
+
+def run_now(db: str, ids: Iterable[UUID]) -> int:
+    """Make those of the rows that wait for their run_after due; return how many there were."""
+    rows = _by_hand(db, ids).filter(status=READY, hold=Hold.SCHEDULED)
+    return rows.update(hold=Hold.NONE, run_after=None)
+
+
+def cancel(db: str, ids: Iterable[UUID], retain: Callable[[str, str], timedelta | None]) -> int:
+    """Finish those of the rows that have not started as FAILED; return how many there were.
+
+    TaskCancelled is added to their errors. `retain` tells, by task path and status, how long
+    they stay.
+    """
+    at, cancelled = now(db), 0
+    with transaction.atomic(db):
+        for row in _by_hand(db, ids).filter(status=READY):
+            stay = retain(row.task_path, FAILED)
+            error = (class_path(TaskCancelled), str(TaskCancelled()))
+            cancelled += (
+                _by_hand(db, [row.pk])
+                .filter(status=READY, fence=row.fence)
+                .update(
+                    status=FAILED,
+                    hold=Hold.NONE,
+                    finished_at=at,
+                    delete_after=stay and at + stay,
+                    errors=[*(row.errors or []), error],
+                    unique_slot=None,
+                )
+            )
+    return cancelled
+
+
+def _by_hand(db: str, ids: Iterable[UUID]) -> ScheduledTaskQuerySet:
+    return ScheduledTask.objects.using(db).filter(id__in=list(ids))
+
+
+def now(db: str) -> datetime:
+    """Return the database's time."""
+    connection = connections[db]
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {_sql(connection).now(connection)}")
+        at = moment(db, cursor.fetchone()[0])
+    assert at is not None
+    return at
+
+
+def moment(db: str, value: Any) -> datetime | None:
+    """Return a driver's datetime as the ORM would."""
+    at = parse_datetime(value) if isinstance(value, str) else value
+    if at is not None and settings.USE_TZ and timezone.is_naive(at):
+        at = at.replace(tzinfo=connections[db].timezone)
+    return at
+
+
+def key(db: str, id: UUID) -> Any:
+    """Return the id as that database's driver writes and reads it."""
+    return ScheduledTask._meta.pk.get_db_prep_value(id, connections[db])
+
+
+def class_path(kind: type) -> str:
+    """Return where the class can be imported from, as Django's TaskError wants it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _sql(connection: Any) -> Any:
+    try:
+        return _SQL[connection.vendor]
+    except KeyError:
+        raise ImproperlyConfigured(
+            f"dbtasks keeps its queue in PostgreSQL, MySQL, MariaDB or SQLite, not in "
+            f"{connection.display_name}. Set OPTIONS['database'] to the alias of one of them."
+        ) from None
+
+
+def _unit[T](db: str, work: Callable[[Any, Any], T]) -> T:
+    """Return what the work returns, run as a transaction of its own, again where it must be.
+
+    Inside a caller's transaction it runs once: the database has rolled all of it back.
+    """
+    connection = connections[db]
+    sql = _sql(connection)
+    for tried in range(TRIES):
+        try:
+            return work(connection, sql)
+        except OperationalError as error:
+            if connection.in_atomic_block or not sql.is_transient(error) or tried == TRIES - 1:
+                raise
+            # Up to 5 ms, then longer: whoever won needs about that long to commit.
+            time.sleep(random.random() * 0.005 * 2 ** min(tried, 6))
+    raise AssertionError("unreachable")
+
+
+def _adapted[T: (NewTask, Outcome)](connection: Any, rows: Sequence[T]) -> Sequence[T]:
+    """Return the rows with their datetimes as the driver takes them."""
+    if connection.vendor == "postgresql":
+        return rows
+    adapt = connection.ops.adapt_datetimefield_value
+    names = [name for name in rows[0]._fields if name.endswith(("_at", "_after"))] if rows else []
+    return [row._replace(**{name: adapt(getattr(row, name)) for name in names}) for row in rows]
+
+
+def _batches(outcomes: Sequence[Outcome]) -> Iterator[list[Outcome]]:
+    """Yield the outcomes in batches that one statement can carry."""
+    batch: list[Outcome] = []
+    size = 0
+    for outcome in outcomes:
+        chars = sum(len(text) for text in (outcome.errors, outcome.return_value) if text)
+        if batch and (len(batch) == BATCH or size + chars > BATCH_CHARS):
+            yield batch
+            batch, size = [], 0
+        batch.append(outcome)
+        size += chars
+    if batch:
+        yield batch

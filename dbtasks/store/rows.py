@@ -1,0 +1,82 @@
+"""What goes into the store and comes out of it.
+
+Owns the plain tuples that the transitions take and return; their fields are in the order of the
+SQL. Never imports models, settings or a database.
+"""
+
+from datetime import datetime
+from typing import Any, NamedTuple
+
+
+class NewTask(NamedTuple):
+    """A row to be written: what enqueue() knows. JSON columns are text already."""
+
+    id: Any
+    task_path: str
+    backend: str
+    queue_name: str
+    priority: int
+    args: str
+    kwargs: str
+    policy: str | None
+    enqueued_at: datetime
+    run_after: datetime | None
+
+
+class Claim(NamedTuple):
+    """A row this worker has claimed: RUNNING, committed, and guarded by its fence.
+
+    Values are as the driver gives them; JSON columns are text.
+    """
+
+    id: Any
+    fence: int
+    task_path: str
+    queue_name: str
+    priority: int
+    args: str
+    kwargs: str
+    policy: str | None
+    meta: str | None
+    enqueued_at: Any
+    run_after: Any
+    started_at: Any
+    claimed_at: Any
+    attempt: int
+    failures: int
+    lost: int
+    errors: str | None
+    worker_ids: str | None
+    return_value: str | None
+    # When the claim arrived, on this process's monotonic clock: durations count from here.
+    clock: float = 0.0
+
+
+class Outcome(NamedTuple):
+    """What an attempt makes of its row: every column that the settling write sets.
+
+    `id` and `fence` name the claim that the write is guarded by.
+    """
+
+    id: Any
+    fence: int
+    status: str
+    attempt: int
+    failures: int
+    lost: int
+    run_after: Any
+    started_at: Any
+    last_attempted_at: Any
+    finished_at: Any
+    delete_after: Any
+    errors: str | None
+    worker_ids: str | None
+    return_value: str | None
+
+
+class Pick(NamedTuple):
+    """Rows to choose from: a condition with its parameters, and the index that serves it."""
+
+    where: str
+    params: tuple[Any, ...]
+    index: str

@@ -1,0 +1,266 @@
+"""Tasks as dbtasks knows them: policies, the decorator, results.
+
+Owns our subclasses of Django's Task and TaskResult, and how both are made from what a row holds.
+Never touches the database itself: results reach it through their backend.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, fields, replace
+from datetime import datetime, timedelta
+from typing import Any, Self
+
+from django.tasks import base, task_backends
+from django.tasks.base import TaskError
+from django.tasks.exceptions import InvalidTask
+
+from . import registry
+from .exceptions import DurationError, TaskNotFound
+from .schedule import Duration
+
+# One call of enqueue_many: positional and keyword arguments.
+Call = tuple[Iterable[Any], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task(base.Task):
+    """Django's Task with the policies that dbtasks adds.
+
+    Made by the ``@task`` decorator; a changed copy is made by ``using()``.
+    """
+
+    # How long finished rows stay; None is what OPTIONS["retain"] says.
+    retain: timedelta | None = None
+    # Write the row at the caller's commit; None is what OPTIONS["enqueue_on_commit"] says.
+    enqueue_on_commit: bool | str | None = None
+    # Earliest start, counted from each enqueue; run_after given as a timedelta lands here.
+    delay: timedelta | None = None
+
+    def __post_init__(self) -> None:
+        if self.retain is not None:
+            object.__setattr__(self, "retain", _duration("retain", self.retain))
+        base.Task.__post_init__(self)
+        registry.register(self)
+
+    def using(
+        self,
+        *,
+        priority: int | None = None,
+        queue_name: str | None = None,
+        run_after: datetime | timedelta | None = None,
+        backend: str | None = None,
+        **policies: Any,
+    ) -> Self:
+        """Return a copy with other values; None leaves a value as it is.
+
+        `run_after` is an aware datetime, or a timedelta counted from each enqueue. Raise
+        InvalidTask if a value is not valid, TypeError if a name is no policy.
+        """
+        changes = {"priority": priority, "queue_name": queue_name, "backend": backend, **policies}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if unknown := changes.keys() - {f.name for f in fields(self)}:
+            raise TypeError(f"using() got an unknown policy {min(unknown)!r}.")
+        if isinstance(run_after, timedelta):
+            changes |= {"delay": run_after, "run_after": None}
+        elif run_after is not None:
+            changes |= {"run_after": run_after, "delay": None}
+        return replace(self, **changes)
+
+    def enqueue_many(self, calls: Iterable[Call]) -> list[base.TaskResult]:
+        """Enqueue the task once for each ``(args, kwargs)``, in a few statements.
+
+        Return the results in the order of the calls. All rows are written in the caller's
+        transaction, or none.
+        """
+        return self.get_backend().enqueue_many([(self, args, kwargs) for args, kwargs in calls])
+
+    async def aenqueue_many(self, calls: Iterable[Call]) -> list[base.TaskResult]:
+        """See enqueue_many()."""
+        many = [(self, args, kwargs) for args, kwargs in calls]
+        return await self.get_backend().aenqueue_many(many)
+
+
+# What a call of .using() may change and a row therefore has to keep: name, to JSON, from JSON.
+POLICIES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "retain": (timedelta.total_seconds, Duration),
+}
+
+
+def task(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Decorate a module-level function as a task: Django's ``@task`` plus policies, also on 6.0.
+
+    Takes what ``django.tasks.task`` takes (priority, queue_name, backend, takes_context) and any
+    policy of dbtasks (retain, enqueue_on_commit). Under a backend that is not ours, as in tests,
+    the policies wait unused. Raise InvalidTask if the function or a value is not valid.
+    """
+    if "run_after" in options:
+        raise TypeError("run_after belongs to one call. Use .using(run_after=...) to set it.")
+    options = {
+        "priority": base.DEFAULT_TASK_PRIORITY,
+        "queue_name": base.DEFAULT_TASK_QUEUE_NAME,
+        "backend": base.DEFAULT_TASK_BACKEND_ALIAS,
+        "run_after": None,
+        **options,
+    }
+
+    def decorate(func: Callable[..., Any]) -> base.Task:
+        wanted = task_backends[options["backend"]].task_class
+        task_class = wanted if issubclass(wanted, Task) else Task
+        return task_class(func=func, **options)
+
+    return decorate(function) if function is not None else decorate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TaskResult(base.TaskResult):
+    """Django's TaskResult, with waiting and acting."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, base.TaskResult):
+            return NotImplemented
+        names = [f.name for f in fields(base.TaskResult)]
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def wait(self, timeout: float | None = None) -> Self:
+        """Block until the task has finished, in whichever process; return this result, refreshed.
+
+        Raise TimeoutError if it has not finished after `timeout` seconds, RuntimeError if called
+        inside the transaction that enqueued it, which no runner can see into.
+        """
+        for pause in _pauses(self.id, timeout):
+            if self._backend.is_finished(self.id):
+                break
+            time.sleep(pause)
+        self.refresh()
+        return self
+
+    async def await_(self, timeout: float | None = None) -> Self:
+        """See wait()."""
+        for pause in _pauses(self.id, timeout):
+            if await self._backend.ais_finished(self.id):
+                break
+            await asyncio.sleep(pause)
+        await self.arefresh()
+        return self
+
+    def cancel(self) -> bool:
+        """Cancel the task if it has not started; return whether that was so.
+
+        The row becomes FAILED with TaskCancelled among its errors.
+        """
+        return self._backend.cancel(self.id)
+
+    def retry(self) -> bool:
+        """Make the row READY again if it is FAILED; return whether that was so."""
+        return self._backend.retry(self.id)
+
+    @property
+    def _backend(self) -> Any:
+        return task_backends[self.backend]
+
+
+def _pauses(result_id: str, timeout: float | None) -> Iterable[float]:
+    """Yield seconds to sleep, 2 ms growing to 0.5 s, until the timeout; then raise TimeoutError."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    pause = 0.002
+    while True:
+        left = pause if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            yield 0
+            raise TimeoutError(f"Task {result_id} has not finished after {timeout} seconds.")
+        yield min(pause, left)
+        pause = min(pause * 1.5, 0.5)
+
+
+def make_result(values: dict[str, Any]) -> TaskResult:
+    """Return the result with those field values, without normalising or validating them again.
+
+    Fields that are not named, such as a newer Django's, take their default.
+    """
+    result = object.__new__(TaskResult)
+    fill_result(result, values)
+    return result
+
+
+def fill_result(result: base.TaskResult, values: dict[str, Any]) -> None:
+    """Set the fields of a result that was made bare."""
+    for f in fields(base.TaskResult):
+        if f.name in values:
+            value = values[f.name]
+        elif f.default is not MISSING:
+            value = f.default
+        elif f.default_factory is not MISSING:
+            value = f.default_factory()
+        else:
+            continue
+        object.__setattr__(result, f.name, value)
+
+
+def make_errors(entries: Iterable[tuple[str, str]]) -> list[TaskError]:
+    """Return Django's errors for ``(exception class path, traceback text)`` pairs."""
+    return [TaskError(exception_class_path=path, traceback=text) for path, text in entries]
+
+
+def task_for(path: str, found: base.Task | None, values: dict[str, Any]) -> base.Task:
+    """Return the task as it was enqueued: the one found, with the row's own values.
+
+    Nothing is validated, so a queue that left QUEUES does not hide the row. If nothing was found,
+    a stand-in of that path is returned, which raises TaskNotFound when called.
+    """
+    if found is None:
+        found = _bare(Task, {"func": _missing(path), "takes_context": False})
+    changed = {name: value for name, value in values.items() if getattr(found, name, None) != value}
+    if not changed:
+        return found
+    names = {f.name for f in fields(found)}
+    kept = {name: getattr(found, name) for name in names}
+    return _bare(type(found), kept | {n: v for n, v in changed.items() if n in names})
+
+
+def _bare[T: base.Task](task_class: type[T], values: dict[str, Any]) -> T:
+    """Return a task of that class with those values, without validating them."""
+    task = object.__new__(task_class)
+    for f in fields(task_class):
+        default = None if f.default is MISSING else f.default
+        object.__setattr__(task, f.name, values.get(f.name, default))
+    return task
+
+
+def _missing(path: str) -> Callable[..., Any]:
+    def missing(*args: Any, **kwargs: Any) -> Any:
+        raise TaskNotFound(f"There is no task {path!r}.")
+
+    missing.__module__, _, missing.__qualname__ = path.rpartition(".")
+    missing.__name__ = missing.__qualname__
+    return missing
+
+
+def policies_of(task: base.Task) -> dict[str, Any] | None:
+    """Return, as JSON, the policies by which this call's task differs from the one declared."""
+    declared = registry.get(task.module_path)
+    if declared is task or not isinstance(task, Task):
+        return None
+    changed = {}
+    for name, (encode, _) in POLICIES.items():
+        value = getattr(task, name)
+        if value is not None and value != getattr(declared, name, None):
+            changed[name] = encode(value)
+    return changed or None
+
+
+def decode_policies(policy: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the task fields that a row's policies stand for."""
+    return {
+        name: POLICIES[name][1](value) for name, value in (policy or {}).items() if name in POLICIES
+    }
+
+
+def _duration(name: str, value: Any) -> Duration:
+    try:
+        return Duration(value)
+    except DurationError as error:
+        raise InvalidTask(f"{name}: {error}") from None

@@ -1,0 +1,66 @@
+"""Settings of the demo project; what differs between machines comes from the environment."""
+
+import os
+from pathlib import Path
+
+from demo.databases import database, sqlite_url
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+# For the demo only: a real project keeps its key out of the repository.
+SECRET_KEY = "dbtasks-demo-key-that-protects-nothing"
+DEBUG = os.environ.get("DBTASKS_DEBUG", "1") == "1"
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "dbtasks",
+    "demo",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+ROOT_URLCONF = "demo.urls"
+WSGI_APPLICATION = "demo.wsgi.application"
+STATIC_URL = "static/"
+
+DEMO_DATABASE = sqlite_url(BASE_DIR / "demo.sqlite3")
+DATABASES = {"default": database(os.environ.get("DBTASKS_DATABASE") or DEMO_DATABASE)}
+
+TASKS = {
+    "default": {
+        "BACKEND": "dbtasks.backend.DatabaseBackend",
+        "QUEUES": ["default", "demo"],
+        "OPTIONS": {"retain": "7d"},
+    },
+}
+
+USE_TZ = True
+TIME_ZONE = "UTC"

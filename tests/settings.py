@@ -1,0 +1,42 @@
+"""Settings of the tests; TEST_DATABASE is the URL of the database server to test on."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from demo.databases import database, sqlite_url
+from demo.settings import INSTALLED_APPS as DEMO_APPS
+from demo.settings import MIDDLEWARE, TEMPLATES
+
+__all__ = ["MIDDLEWARE", "TEMPLATES"]
+
+# Files, because threads and processes cannot share a database in memory.
+FILES = Path(__file__).resolve().parent / ".db"
+FILES.mkdir(exist_ok=True)
+
+
+def test_database(suffix: str = "") -> dict[str, Any]:
+    """Return the entry of DATABASES whose test database has `suffix` in its name."""
+    entry = database(os.environ.get("TEST_DATABASE") or sqlite_url(FILES / "dbtasks.sqlite3"))
+    name = Path(entry["NAME"])
+    entry["TEST"] = {"NAME": str(name.with_name(f"test_{name.stem}{suffix}{name.suffix}"))}
+    return entry
+
+
+DATABASES = {"default": test_database(), "other": test_database("_other")}
+
+SECRET_KEY = "dbtasks-test-key-that-protects-nothing"
+INSTALLED_APPS = [*(app for app in DEMO_APPS if app != "demo"), "tests"]
+ROOT_URLCONF = "tests.urls"
+STATIC_URL = "static/"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+USE_TZ = True
+TIME_ZONE = "UTC"
+
+TASKS = {
+    "default": {
+        "BACKEND": "dbtasks.backend.DatabaseBackend",
+        "QUEUES": ["default", "mail"],
+        "OPTIONS": {"retain": "7d"},
+    },
+}
