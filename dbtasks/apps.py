@@ -1,6 +1,11 @@
-"""The Django app. Owns its name and label. Never does work when apps load, but for checks."""
+"""The Django app.
+
+Owns its name and the registration of checks. Never imports task modules: the runner does, once
+all apps are ready.
+"""
 
 from django.apps import AppConfig
+from django.core.checks import register
 from django.utils.translation import gettext_lazy as _
 
 
@@ -10,3 +15,9 @@ class DBTasksConfig(AppConfig):
     name = "dbtasks"
     verbose_name = _("Background tasks")
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Register the checks."""
+        from . import checks
+
+        register(checks.check_backends)

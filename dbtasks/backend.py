@@ -155,7 +155,7 @@ class DatabaseBackend(BaseTaskBackend):
             int(task.priority),
             args_text,
             kwargs_text,
-            policy and payload.text(policy),
+            payload.text(policy) if policy else None,
             now,
             run_after,
         )
@@ -328,9 +328,8 @@ class DatabaseBackend(BaseTaskBackend):
                     id="dbtasks.E001",
                 )
             )
-        for sentence in options.problems(self.alias, self.options):
-            found.append(checks.Error(sentence, id="dbtasks.E002"))
-        return found
+        wrong = options.problems(self.alias, self.options)
+        return found + [checks.Error(sentence, id="dbtasks.E002") for sentence in wrong]
 
 
 def _uuid(result_id: Any) -> UUID:
@@ -338,6 +337,6 @@ def _uuid(result_id: Any) -> UUID:
 
 
 def make_worker_id(name: str | None = None) -> str:
-    """Return a worker id that no other process start has: the name, or host and pid, then chance."""
+    """Return an id that no other process start has: the name, or host and pid, then chance."""
     name = name or f"{platform.node() or 'host'}-{os.getpid()}"
     return f"{name[:100]}-{secrets.token_hex(4)}"

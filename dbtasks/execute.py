@@ -165,7 +165,7 @@ class Attempt:
             and found.backend == job.alias
         ):
             return found
-        policy = decode_policies(claim.policy and payload.load(claim.policy))
+        policy = decode_policies(payload.load(claim.policy) if claim.policy else None)
         return task_for(
             claim.task_path,
             found,

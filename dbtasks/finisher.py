@@ -34,24 +34,18 @@ class Finisher:
     def __init__(self, db: str, settled: Callable[[Sequence[Ended]], None]) -> None:
         self._db, self._settled = db, settled
         self._queue: SimpleQueue[Ended | None] = SimpleQueue()
-        self._busy = False
+        # Outcomes put and not yet settled.
+        self.backlog = 0
+        self._counting = threading.Lock()
         self._hurry = threading.Event()
         self._thread = threading.Thread(target=self._work, name="dbtasks-finisher", daemon=True)
         self._thread.start()
 
     def put(self, attempt: Attempt, outcome: Outcome) -> None:
         """Settle the outcome soon. Any thread may call it."""
+        with self._counting:
+            self.backlog += 1
         self._queue.put((attempt, outcome))
-
-    @property
-    def backlog(self) -> int:
-        """How many outcomes wait to be written, those under way aside."""
-        return self._queue.qsize()
-
-    @property
-    def idle(self) -> bool:
-        """Whether every outcome put so far is settled."""
-        return self._queue.empty() and not self._busy
 
     def stop(self, timeout: float) -> bool:
         """Settle what is left, at most for `timeout` seconds; return whether all of it was."""
@@ -61,16 +55,16 @@ class Finisher:
             # No more tries: rows that are left RUNNING are given back when the runner is missed.
             self._hurry.set()
             self._thread.join(1.0)
-        return not self._thread.is_alive() and self._queue.empty()
+        return not self.backlog
 
     def _work(self) -> None:
         try:
             last = False
             while not last and (first := self._queue.get()) is not None:
-                self._busy = True
                 batch, last = self._gather(first)
                 self._settled(self._write(batch))
-                self._busy = False
+                with self._counting:
+                    self.backlog -= len(batch)
         finally:
             connections.close_all()
 

@@ -43,6 +43,10 @@ class JSONText(models.TextField):
     database. Nobody queries inside arguments.
     """
 
+    # What type checkers are told: any JSON.
+    _pyi_private_get_type: Any
+    _pyi_private_set_type: Any
+
     def from_db_value(self, value: str | None, expression: Any, connection: Any) -> Any:
         return None if value is None else json.loads(value)
 

@@ -68,15 +68,7 @@ class Options:
     # Bytes of JSON that the arguments, and the return value, may each take.
     max_payload: int = 262_144
     # Parts of names whose values the admin masks in arguments and results.
-    mask: tuple[str, ...] = (
-        "password",
-        "passwd",
-        "token",
-        "secret",
-        "authorization",
-        "cookie",
-        "key",
-    )
+    mask: tuple[str, ...] = ("password", "passwd", "token", "secret", "auth", "cookie", "key")
 
 
 def _flag(value: Any) -> bool:
@@ -118,7 +110,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
 
 
 def problems(alias: str, raw: Any) -> list[str]:
-    """Return a sentence for each wrong option of that backend, in their order; [] if all is well."""
+    """Return a sentence for each wrong option of that backend, in their order."""
     return _parse(alias, raw)[1]
 
 

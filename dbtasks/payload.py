@@ -57,21 +57,12 @@ def _normal(value: Any, where: str, depth: int) -> Any:
     match value:
         case None | True | False:
             return value
-        case str():
+        case str() | bytes():
             return _string(value, where)
-        case int():
-            if value.bit_length() > MAX_INT_BITS:
-                raise TypeError(f"{where}: an integer of {value.bit_length()} bits is too large.")
-            return int(value)
-        case float():
-            if not math.isfinite(value):
-                raise TypeError(f"{where}: {value!r} is not JSON. Use None or a string instead.")
-            return float(value)
-        case bytes():
-            return _string(value, where)
-    if depth == MAX_DEPTH:
-        raise TypeError(f"{where[:80]}: nested deeper than {MAX_DEPTH} levels, or in a circle.")
-    match value:
+        case int() | float():
+            return _number(value, where)
+        case Mapping() | Sequence() if depth == MAX_DEPTH:
+            raise TypeError(f"{where[:80]}: deeper than {MAX_DEPTH} levels, or in a circle.")
         case Mapping():
             return _mapping(value, where, depth + 1)
         case Sequence() if not isinstance(value, bytearray | memoryview | range):
@@ -80,6 +71,17 @@ def _normal(value: Any, where: str, depth: int) -> Any:
         f"Unsupported type: {type(value)} in {where}. Tasks take and return JSON: None, bool, int, "
         "float, str, list and dict. Pass a primary key or text instead."
     )
+
+
+def _number(value: float, where: str) -> float:
+    """Return the number as a plain int or float; raise TypeError if JSON cannot hold it."""
+    if isinstance(value, int):
+        if value.bit_length() > MAX_INT_BITS:
+            raise TypeError(f"{where}: an integer of {value.bit_length()} bits is too large.")
+        return int(value)
+    if not math.isfinite(value):
+        raise TypeError(f"{where}: {value!r} is not JSON. Use None or a string instead.")
+    return float(value)
 
 
 def _string(value: str | bytes, where: str) -> str:

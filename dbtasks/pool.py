@@ -105,7 +105,7 @@ class Pool:
 
     def withdraw(self) -> list[Claim]:
         """Take back and return the rows that have not started."""
-        claims = []
+        claims: list[Claim] = []
         while True:
             try:
                 claim = self._waiting.get_nowait()
@@ -144,8 +144,9 @@ class Pool:
                 else:
                     outcome = attempt.run()
                     leave_clean(claim.task_path)
-                    self._running.discard(attempt)
+                    # In this order, so that the attempt is somewhere at every moment.
                     self._done(attempt, outcome)
+                    self._running.discard(attempt)
                 self._average += (time.monotonic() - began - self._average) / 16
                 if self._waiting.qsize() <= self._low:
                     self._hungry()
@@ -171,6 +172,6 @@ class Pool:
 
     async def _accompany(self, attempt: Attempt) -> None:
         outcome = await attempt.arun()
-        self._running.discard(attempt)
         self._done(attempt, outcome)
+        self._running.discard(attempt)
         self._hungry()

@@ -68,6 +68,8 @@ class Runner:
         self._report = report
         self._stopping, self._aborting = threading.Event(), threading.Event()
         self._bell = threading.Event()
+        # Whether a claim is on its way from the database to the pool.
+        self._claiming = False
         self._settled = threading.Condition()
         self._pool: Pool | None = None
         self._finisher: Finisher | None = None
@@ -118,10 +120,12 @@ class Runner:
         return True
 
     def _is_idle(self) -> bool:
+        # In the order in which a row passes: it is seen in one of the places, or it is settled.
+        return not self._look().due and not self._claiming and self._is_empty()
+
+    def _is_empty(self) -> bool:
         pool, finisher = self._pool, self._finisher
-        if pool is None or finisher is None or not pool.idle or not finisher.idle:
-            return self.finished.is_set()
-        return not self._look().due and pool.idle and finisher.idle
+        return (pool is None or pool.idle) and (finisher is None or not finisher.backlog)
 
     # The loop
 
@@ -176,9 +180,8 @@ class Runner:
         if room and self._likely:
             # Before the claim: a row that is committed after it must be looked for again.
             self._likely = False
-            if claims := self._claim(room):
+            if self._claim(room):
                 self._likely = True
-                self._pool.submit(claims)
                 return 0
         elif late := self._pool.overdue():
             store.release(self._db, late)
@@ -197,10 +200,17 @@ class Runner:
         room = self._pool.room()
         return room if self.max_tasks is None else min(room, self.max_tasks - self._claimed)
 
-    def _claim(self, limit: int) -> list[Claim]:
-        claims = store.claim(self._db, self.backend, self.worker_id, limit, self.queues)
+    def _claim(self, limit: int) -> int:
+        """Claim up to so many rows and hand them to the pool; return how many there were."""
+        assert self._pool is not None
+        self._claiming = True
+        try:
+            claims = store.claim(self._db, self.backend, self.worker_id, limit, self.queues)
+            self._pool.submit(claims)
+        finally:
+            self._claiming = False
         self._claimed += len(claims)
-        return claims
+        return len(claims)
 
     def _promote(self) -> float:
         """Make due what has come due; return the seconds until the next look."""
@@ -218,8 +228,7 @@ class Runner:
         return store.look(self._db, self.backend, self.queues)
 
     def _is_over(self) -> bool:
-        assert self._pool is not None and self._finisher is not None
-        if not (self._pool.idle and self._finisher.idle):
+        if not self._is_empty():
             return False
         if self.max_tasks is not None and self._claimed >= self.max_tasks:
             return True

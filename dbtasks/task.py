@@ -73,12 +73,16 @@ class Task(base.Task):
         Return the results in the order of the calls. All rows are written in the caller's
         transaction, or none.
         """
-        return self.get_backend().enqueue_many([(self, args, kwargs) for args, kwargs in calls])
+        backend: Any = self.get_backend()
+        results: list[base.TaskResult] = backend.enqueue_many([(self, *call) for call in calls])
+        return results
 
     async def aenqueue_many(self, calls: Iterable[Call]) -> list[base.TaskResult]:
         """See enqueue_many()."""
-        many = [(self, args, kwargs) for args, kwargs in calls]
-        return await self.get_backend().aenqueue_many(many)
+        backend: Any = self.get_backend()
+        many = [(self, *call) for call in calls]
+        results: list[base.TaskResult] = await backend.aenqueue_many(many)
+        return results
 
 
 # What a call of .using() may change and a row therefore has to keep: name, to JSON, from JSON.
@@ -113,7 +117,7 @@ def task(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TaskResult(base.TaskResult):
+class TaskResult(base.TaskResult):  # type: ignore[misc]  # its stub is not frozen
     """Django's TaskResult, with waiting and acting."""
 
     def __eq__(self, other: object) -> bool:
@@ -152,11 +156,11 @@ class TaskResult(base.TaskResult):
 
         The row becomes FAILED with TaskCancelled among its errors.
         """
-        return self._backend.cancel(self.id)
+        return bool(self._backend.cancel(self.id))
 
     def retry(self) -> bool:
         """Make the row READY again if it is FAILED; return whether that was so."""
-        return self._backend.retry(self.id)
+        return bool(self._backend.retry(self.id))
 
     @property
     def _backend(self) -> Any:

@@ -1,0 +1,1 @@
+"""Doors to other servers. Owns nothing itself; never imported by the rest of the package."""

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -67,6 +68,8 @@ BATCH_CHARS = 4_000_000
 # How often a unit of work is run again when the database rolls it back to break a deadlock.
 TRIES = 20
 
+# Vendors, as Django names them, that can hold the queue.
+SUPPORTED = ("postgresql", "mysql", "sqlite")
 _SQL = {"postgresql": postgresql, "mysql": mysql, "sqlite": sqlite}
 _CLAIM = (
     f"status = '{RUNNING}', hold = '{{hold}}', fence = fence + 1, attempt = attempt + 1, "
@@ -117,17 +120,18 @@ def claim_one(
 def _claim(
     db: str, worker_id: str, picks: list[Pick], limit: int, hold: Hold = Hold.NONE
 ) -> list[Claim]:
-    def unit(connection: Any, sql: Any) -> list[Claim]:
+    def unit(connection: Any, sql: Any) -> tuple[float, list[Claim]]:
         changes = _CLAIM.format(now=sql.now(connection), hold=hold.value)
-        claims: list[Claim] = sql.claim(connection, TABLE, changes, [worker_id], picks, limit)
-        return claims
+        # Read beside the database's clock, which is at the start of the statement.
+        clock = time.monotonic()
+        return clock, sql.claim(connection, TABLE, changes, [worker_id], picks, limit)
 
-    claims = _unit(db, unit)
+    clock, claims = _unit(db, unit)
     if not claims:
         return []
     # RETURNING promises no order. All were claimed at the same moment.
     claims.sort(key=lambda row: (-row.priority, row.id))
-    claimed_at, clock = moment(db, claims[0].claimed_at), time.monotonic()
+    claimed_at = moment(db, claims[0].claimed_at)
     return [row._replace(claimed_at=claimed_at, clock=clock) for row in claims]
 
 
@@ -138,10 +142,13 @@ def settle(db: str, outcomes: Sequence[Outcome]) -> set[Any]:
     """
     written: set[Any] = set()
     for batch in _batches(_adapted(connections[db], outcomes)):
-        written |= _unit(
-            db, lambda connection, sql, rows=batch: sql.settle(connection, TABLE, rows)
-        )
+        written |= _unit(db, partial(_settle, batch))
     return written
+
+
+def _settle(batch: Sequence[Outcome], connection: Any, sql: Any) -> set[Any]:
+    ids: set[Any] = sql.settle(connection, TABLE, batch)
+    return ids
 
 
 def release(db: str, claims: Iterable[Claim]) -> int:
@@ -241,7 +248,8 @@ def purge_older(
     last = UUID(int=0)
     while ids := list(rows.filter(id__gt=last).values_list("id", flat=True)[:batch]):
         last = ids[-1]
-        yield _unit(db, lambda *_, ids=ids: rows.filter(id__in=ids)._raw_delete(db))
+        doomed = rows.filter(id__in=ids)
+        yield _unit(db, lambda *_, doomed=doomed: int(doomed._raw_delete(db)))
 
 
 def older(

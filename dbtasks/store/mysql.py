@@ -6,7 +6,7 @@ rows may change: every guard is handed in by a transition, or is the fence.
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -22,7 +22,7 @@ TRANSIENT = {1205, 1213, 1020}
 def now(connection: Any) -> str:
     """Return SQL for the database's clock in the zone that datetimes are stored in."""
     zone = connection.timezone or timezone.get_default_timezone()
-    offset = int(datetime.now(zone).utcoffset().total_seconds())
+    offset = int((datetime.now(zone).utcoffset() or timedelta()).total_seconds())
     return f"(UTC_TIMESTAMP(6) + INTERVAL {offset} SECOND)" if offset else "UTC_TIMESTAMP(6)"
 
 
@@ -87,7 +87,7 @@ def _select(table: str, columns: str, pick: Pick, order: str, limit: int) -> str
     # The index is forced: with a sort, InnoDB would lock every row it reads and leave other
     # runners nothing (MySQL bug 113472).
     return (
-        f"SELECT {columns} FROM {table} FORCE INDEX ({pick.index}) WHERE {pick.where} "
+        f"SELECT {columns} FROM {table} FORCE INDEX ({pick.served_by}) WHERE {pick.where} "
         f"ORDER BY {order}, id LIMIT {limit:d} FOR UPDATE SKIP LOCKED"
     )
 
@@ -105,11 +105,15 @@ def settle(connection: Any, table: str, outcomes: Sequence[Outcome]) -> set[Any]
     )
     changes = ", ".join(f"t.{name} = v.{name}" for name in Outcome._fields[2:])
     rows = json.dumps(sorted(outcomes))
-    source = f"{table} t JOIN JSON_TABLE(%s, '$[*]' COLUMNS({columns})) v ON t.id = {_key(connection, table)}"
+    values = f"JSON_TABLE(%s, '$[*]' COLUMNS({columns})) v"
+    source = f"{table} t JOIN {values} ON t.id = {_key(connection, table)}"
+    hold = (
+        f"CASE WHEN v.status = 'READY' AND v.run_after > {now(connection)} "
+        "THEN 'scheduled' ELSE '' END"
+    )
     with connection.cursor() as cursor:
         cursor.execute(
-            f"UPDATE {source} SET {changes}, t.worker_id = NULL, t.hold = CASE WHEN v.status = 'READY' "
-            f"AND v.run_after > {now(connection)} THEN 'scheduled' ELSE '' END "
+            f"UPDATE {source} SET {changes}, t.worker_id = NULL, t.hold = {hold} "
             "WHERE t.fence = v.fence AND t.status = 'RUNNING'",
             [rows],
         )

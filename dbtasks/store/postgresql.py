@@ -65,7 +65,7 @@ def change(
     """Run UPDATE … SET or DELETE on the first rows of the pick; return how many there were."""
     with connection.cursor() as cursor:
         _change(cursor, table, verb, params, [pick], order, limit, "")
-        return cursor.rowcount
+        return int(cursor.rowcount)
 
 
 def _change(
@@ -78,11 +78,12 @@ def _change(
     limit: int,
     returning: str,
 ) -> None:
+    column = order.split(maxsplit=1)[0]
     # A row that another transaction holds is passed over. The CTEs are materialised, or a nested
     # loop might run a locking scan again and lock more than the limit. `= ANY(ARRAY(…))` keeps
     # the change on the primary key whatever the statistics say: a join would read the whole table.
     locked = ", ".join(
-        f"q{n} AS MATERIALIZED (SELECT id, {order.split(maxsplit=1)[0]} FROM {table} WHERE {pick.where} "
+        f"q{n} AS MATERIALIZED (SELECT id, {column} FROM {table} WHERE {pick.where} "
         f"ORDER BY {order}, id LIMIT {limit:d} FOR NO KEY UPDATE SKIP LOCKED)"
         for n, pick in enumerate(picks)
     )
@@ -109,14 +110,17 @@ def settle(connection: Any, table: str, outcomes: Sequence[Outcome]) -> set[Any]
             f"WITH k AS MATERIALIZED (SELECT v.* FROM unnest({arrays}) AS v({names}) "
             f"CROSS JOIN LATERAL (SELECT 1 FROM {table} WHERE id = v.id AND fence = v.fence "
             "AND status = 'RUNNING' FOR NO KEY UPDATE OFFSET 0) held) "
-            f"UPDATE {table} t SET {changes}, worker_id = NULL, hold = CASE WHEN k.status = 'READY' "
-            "AND k.run_after > STATEMENT_TIMESTAMP() THEN 'scheduled' ELSE '' END "
+            f"UPDATE {table} t SET {changes}, worker_id = NULL, hold = {_HOLD} "
             "FROM k WHERE t.id = k.id AND t.id = ANY(ARRAY(SELECT id FROM k)) RETURNING t.id",
             list(map(list, zip(*outcomes, strict=True))),
         )
         return {id for (id,) in cursor.fetchall()}
 
 
+_HOLD = (
+    "CASE WHEN k.status = 'READY' AND k.run_after > STATEMENT_TIMESTAMP() "
+    "THEN 'scheduled' ELSE '' END"
+)
 _CLAIM = [{"claimed_at": "last_attempted_at"}.get(name, name) for name in Claim._fields[:-1]]
 _OUTCOME_TYPES = (
     "uuid bigint text int int int timestamptz timestamptz timestamptz timestamptz timestamptz "

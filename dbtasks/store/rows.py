@@ -48,7 +48,7 @@ class Claim(NamedTuple):
     errors: str | None
     worker_ids: str | None
     return_value: str | None
-    # When the claim arrived, on this process's monotonic clock: durations count from here.
+    # claimed_at on this process's monotonic clock: durations count from here.
     clock: float = 0.0
 
 
@@ -79,4 +79,4 @@ class Pick(NamedTuple):
 
     where: str
     params: tuple[Any, ...]
-    index: str
+    served_by: str

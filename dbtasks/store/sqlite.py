@@ -44,18 +44,9 @@ def claim(
     limit: int,
 ) -> list[Claim]:
     """Apply the changes to the first rows of the picks, best first overall; return them."""
-    sql = f"UPDATE {table} SET {changes}"
+    sql, returning = f"UPDATE {table} SET {changes}", f"RETURNING {', '.join(_CLAIM)}"
     with connection.cursor() as cursor:
-        _change(
-            cursor,
-            table,
-            sql,
-            params,
-            picks,
-            "priority DESC",
-            limit,
-            f"RETURNING {', '.join(_CLAIM)}",
-        )
+        _change(cursor, table, sql, params, picks, "priority DESC", limit, returning)
         return [Claim(*row) for row in cursor.fetchall()]
 
 
@@ -71,7 +62,7 @@ def change(
     """Run UPDATE … SET or DELETE on the first rows of the pick; return how many there were."""
     with connection.cursor() as cursor:
         _change(cursor, table, verb, params, [pick], order, limit, "")
-        return cursor.rowcount
+        return int(cursor.rowcount)
 
 
 def _change(

@@ -1,0 +1,117 @@
+"""System checks: what would go wrong, said before it does.
+
+Owns the checks that look beyond a backend's own OPTIONS, at databases and queues. Never opens a
+connection: ``manage.py check`` works while the database is away.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning
+from django.db import connections
+from django.tasks import DEFAULT_TASK_QUEUE_NAME, task_backends
+
+from .backend import MAX_QUEUE, DatabaseBackend
+from .models import MAX_BACKEND
+from .store import SUPPORTED
+
+# Connections of a runner beside one a thread: the loop, the finisher, maintenance.
+OWN_CONNECTIONS = 3
+
+
+def default_workers() -> int:
+    """Return how many threads a runner has unless told: the processors but one, at least one."""
+    return max(1, (os.cpu_count() or 1) - 1)
+
+
+def check_backends(**kwargs: Any) -> list[CheckMessage]:
+    """Return what is wrong with the databases and queues of our backends, in TASKS' order."""
+    found: list[CheckMessage] = []
+    for alias in task_backends.settings:
+        backend = task_backends[alias]
+        if isinstance(backend, DatabaseBackend):
+            found += _check_names(backend)
+            # Wrong options are reported by the backend itself, and hide where the rows are.
+            if not backend.check():
+                found += _check_database(backend.database)
+    return found
+
+
+def _check_names(backend: DatabaseBackend) -> Iterator[CheckMessage]:
+    place = f"TASKS[{backend.alias!r}]"
+    if len(backend.alias) > MAX_BACKEND:
+        yield Error(
+            f"The alias {backend.alias!r} has more than the {MAX_BACKEND} characters allowed.",
+            hint="Give the backend a shorter alias in TASKS.",
+            id="dbtasks.E003",
+        )
+    queues: Any = settings.TASKS[backend.alias].get("QUEUES", [])
+    if isinstance(queues, str) or not all(isinstance(name, str) and name for name in queues):
+        yield Error(
+            f"{place}['QUEUES'] must be a list of names, not {queues!r}.",
+            hint="Write ['default', 'mail'], or [] to allow any name.",
+            id="dbtasks.E004",
+        )
+        return
+    for name in queues:
+        if len(name) > MAX_QUEUE:
+            yield Error(
+                f"The queue name {name!r} has more than the {MAX_QUEUE} characters allowed.",
+                hint=f"Give the queue a shorter name in {place}['QUEUES'].",
+                id="dbtasks.E005",
+            )
+    if queues and DEFAULT_TASK_QUEUE_NAME not in queues:
+        yield Warning(
+            f"{place}['QUEUES'] lacks {DEFAULT_TASK_QUEUE_NAME!r}: tasks that name no queue are "
+            "refused.",
+            hint=f"Add {DEFAULT_TASK_QUEUE_NAME!r}, or give every task a queue_name.",
+            id="dbtasks.W001",
+        )
+
+
+def _check_database(db: str) -> Iterator[CheckMessage]:
+    connection = connections[db]
+    place = f"DATABASES[{db!r}]['OPTIONS']"
+    options = connection.settings_dict.get("OPTIONS", {})
+    if connection.vendor not in SUPPORTED:
+        yield Error(
+            f"dbtasks cannot keep its queue in {connection.display_name} (DATABASES[{db!r}]).",
+            hint="Use PostgreSQL, MySQL, MariaDB or SQLite; OPTIONS['database'] chooses the alias.",
+            id="dbtasks.E006",
+        )
+    elif connection.vendor == "sqlite" and options.get("transaction_mode") != "IMMEDIATE":
+        yield Warning(
+            f"{place} lacks 'transaction_mode': 'IMMEDIATE': a transaction that reads before it "
+            "writes fails with 'database is locked' as soon as a runner writes.",
+            hint=f"Set {place}['transaction_mode'] = 'IMMEDIATE'.",
+            id="dbtasks.W002",
+        )
+    elif connection.vendor == "mysql":
+        level = options.get("isolation_level", "read committed")
+        if str(level).lower() != "read committed":
+            yield Warning(
+                f"{place}['isolation_level'] is {level!r}: runners and enqueue() lock more than "
+                "their rows and run into deadlocks.",
+                hint="Use Django's default, 'read committed'.",
+                id="dbtasks.W003",
+            )
+    yield from check_pool(db, default_workers())
+
+
+def check_pool(db: str, workers: int) -> Iterator[CheckMessage]:
+    """Yield a warning if the connection pool of that database is too small for so many threads."""
+    pool = connections[db].settings_dict.get("OPTIONS", {}).get("pool")
+    if not pool:
+        return
+    # psycopg_pool's own defaults: min_size is 4, max_size is min_size.
+    sizes = pool if isinstance(pool, dict) else {}
+    size = sizes.get("max_size") or sizes.get("min_size", 4)
+    if size < workers + OWN_CONNECTIONS:
+        yield Warning(
+            f"The connection pool of DATABASES[{db!r}] holds {size} connections; a runner with "
+            f"{workers} threads needs {workers + OWN_CONNECTIONS}.",
+            hint=f"Set DATABASES[{db!r}]['OPTIONS']['pool']['max_size'] to at least that.",
+            id="dbtasks.W004",
+        )
