@@ -21,6 +21,8 @@ RUNNING = TaskResultStatus.RUNNING.value
 SUCCESSFUL = TaskResultStatus.SUCCESSFUL.value
 FAILED = TaskResultStatus.FAILED.value
 
+TABLE = "dbtasks_scheduledtask"
+
 # How long the names in a row may be; longer ones are refused before they reach the database.
 MAX_PATH, MAX_QUEUE, MAX_BACKEND, MAX_WORKER = 255, 100, 64, 128
 
@@ -140,20 +142,22 @@ class ScheduledTask(models.Model):
     objects = ScheduledTaskQuerySet.as_manager()
 
     class Meta:
+        db_table = TABLE
         verbose_name = _("task")
         verbose_name_plural = _("tasks")
         indexes = [
-            # The claim, of all queues and of one: index order is claim order.
+            # The claim, of all queues and of one: index order is claim order. Each asks for what
+            # is always true, a different thing, so that no planner takes one for the other.
             PartialIndex(
                 name="dbtasks_due",
                 fields=["backend", "-priority", "id"],
-                where=Q(status=READY, hold=Hold.NONE),
+                where=Q(status=READY, hold=Hold.NONE, attempt__gte=0),
                 otherwise=["status", "hold", "backend", "-priority", "id"],
             ),
             PartialIndex(
                 name="dbtasks_due_in_queue",
                 fields=["backend", "queue_name", "-priority", "id"],
-                where=Q(status=READY, hold=Hold.NONE),
+                where=Q(status=READY, hold=Hold.NONE, fence__gte=0),
                 otherwise=["status", "hold", "backend", "queue_name", "-priority", "id"],
             ),
             # The promoter, and when to wake for the next run_after.
@@ -173,9 +177,9 @@ class ScheduledTask(models.Model):
             # The purge.
             PartialIndex(
                 name="dbtasks_expired",
-                fields=["delete_after"],
+                fields=["backend", "delete_after"],
                 where=Q(delete_after__isnull=False),
-                otherwise=["delete_after"],
+                otherwise=["backend", "delete_after"],
             ),
             # What people look for first, among millions that went well.
             PartialIndex(

@@ -34,10 +34,18 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from ..exceptions import TaskCancelled
-from ..models import FAILED, READY, RUNNING, Hold, ScheduledTask, ScheduledTaskQuerySet
+from ..models import (
+    FAILED,
+    READY,
+    RUNNING,
+    TABLE,
+    Hold,
+    ScheduledTask,
+    ScheduledTaskQuerySet,
+)
 from ..options import FINISHED
 from . import mysql, postgresql, sqlite
-from .rows import Claim, NewTask, Outcome, Pick
+from .rows import Change, Claim, NewTask, Outcome, Pick
 
 __all__ = [
     "Claim",
@@ -60,7 +68,6 @@ __all__ = [
     "settle",
 ]
 
-TABLE = ScheduledTask._meta.db_table
 # Rows one statement may touch: long enough to be cheap a row, short enough to hold no lock long.
 BATCH = 500
 # Text one settling statement may carry; MySQL's max_allowed_packet is 16 MiB by default.
@@ -72,8 +79,8 @@ TRIES = 20
 SUPPORTED = ("postgresql", "mysql", "sqlite")
 _SQL = {"postgresql": postgresql, "mysql": mysql, "sqlite": sqlite}
 _CLAIM = (
-    f"status = '{RUNNING}', hold = '{{hold}}', fence = fence + 1, attempt = attempt + 1, "
-    "worker_id = %s, last_attempted_at = {now}"
+    f"UPDATE {TABLE} SET status = '{RUNNING}', hold = '{{hold}}', fence = fence + 1, "
+    "attempt = attempt + 1, worker_id = %s, last_attempted_at = {now}"
 )
 _FINISHED = f"status IN {FINISHED}"
 _HELD = f"status = '{READY}' AND hold = '{Hold.SCHEDULED.value}'"
@@ -86,7 +93,7 @@ def enqueue(db: str, rows: Sequence[NewTask]) -> None:
     sql, rows = _sql(connection), _adapted(connection, rows)
     with transaction.atomic(db, savepoint=False) if len(rows) > BATCH else nullcontext():
         for start in range(0, len(rows), BATCH):
-            sql.insert(connection, TABLE, rows[start : start + BATCH])
+            sql.insert(connection, rows[start : start + BATCH])
 
 
 def claim(
@@ -100,12 +107,14 @@ def claim(
     return _claim(db, worker_id, _picks(backend, queues), limit)
 
 
-def _picks(backend: str, queues: Iterable[str] | None) -> list[Pick]:
+def _picks(backend: str, queues: Iterable[str] | None) -> tuple[Pick, ...]:
     """Return where due rows are: one index range for all queues, or one for each of them."""
+    # The last condition is always true, and the index's own: see the model.
     if queues is None:
-        return [Pick(f"{_DUE} AND backend = %s", (backend,), "dbtasks_due")]
-    where = f"{_DUE} AND backend = %s AND queue_name = %s"
-    return [Pick(where, (backend, queue), "dbtasks_due_in_queue") for queue in queues]
+        where = f"{_DUE} AND backend = %s AND attempt >= 0"
+        return (Pick(where, (backend,), "dbtasks_due"),)
+    where = f"{_DUE} AND backend = %s AND queue_name = %s AND fence >= 0"
+    return tuple(Pick(where, (backend, queue), "dbtasks_due_in_queue") for queue in queues)
 
 
 def claim_one(
@@ -113,18 +122,19 @@ def claim_one(
 ) -> Claim | None:
     """Claim the due row with that id and put it on hold; return None if it is not due."""
     where = f"{_DUE} AND backend = %s AND id = %s"
-    claims = _claim(db, worker_id, [Pick(where, (backend, key(db, id)), "PRIMARY")], 1, hold)
+    claims = _claim(db, worker_id, (Pick(where, (backend, key(db, id)), "PRIMARY"),), 1, hold)
     return claims[0] if claims else None
 
 
 def _claim(
-    db: str, worker_id: str, picks: list[Pick], limit: int, hold: Hold = Hold.NONE
+    db: str, worker_id: str, picks: tuple[Pick, ...], limit: int, hold: Hold = Hold.NONE
 ) -> list[Claim]:
     def unit(connection: Any, sql: Any) -> tuple[float, list[Claim]]:
-        changes = _CLAIM.format(now=sql.now(connection), hold=hold.value)
+        verb = _CLAIM.format(now=sql.now(connection), hold=hold.value)
+        change = Change(verb, (worker_id,), picks, "priority DESC, id", limit)
         # Read beside the database's clock, which is at the start of the statement.
         clock = time.monotonic()
-        return clock, sql.claim(connection, TABLE, changes, [worker_id], picks, limit)
+        return clock, sql.claim(connection, change)
 
     clock, claims = _unit(db, unit)
     if not claims:
@@ -147,7 +157,7 @@ def settle(db: str, outcomes: Sequence[Outcome]) -> set[Any]:
 
 
 def _settle(batch: Sequence[Outcome], connection: Any, sql: Any) -> set[Any]:
-    ids: set[Any] = sql.settle(connection, TABLE, batch)
+    ids: set[Any] = sql.settle(connection, batch)
     return ids
 
 
@@ -184,8 +194,8 @@ def promote(db: str, backend: str) -> int:
     def unit(connection: Any, sql: Any) -> int:
         where = f"{_HELD} AND backend = %s AND run_after <= {sql.now(connection)}"
         pick = Pick(where, (backend,), "dbtasks_scheduled")
-        verb = f"UPDATE {TABLE} SET hold = ''"
-        return int(sql.change(connection, TABLE, verb, [], pick, "run_after", BATCH))
+        change = Change(f"UPDATE {TABLE} SET hold = ''", (), (pick,), "run_after", BATCH)
+        return int(sql.change(connection, change))
 
     return _unit(db, unit)
 
@@ -202,16 +212,15 @@ class Look(NamedTuple):
 def look(db: str, backend: str, queues: Iterable[str] | None = None) -> Look:
     """Glance at the queue in one statement that locks nothing and costs two index probes."""
     connection = connections[db]
-    probe = f"EXISTS(SELECT 1 FROM {TABLE} WHERE {{}})"
-    picks = _picks(backend, queues)
-    due = " OR ".join(probe.format(pick.where) for pick in picks)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"SELECT {due}, MIN(run_after), {_sql(connection).now(connection)} FROM {TABLE} "
-            f"WHERE {_HELD} AND backend = %s",
-            [*(value for pick in picks for value in pick.params), backend],
-        )
-        due, first, now = cursor.fetchone()
+    sql, picks = _sql(connection), _picks(backend, queues)
+    head = f"(SELECT 1 FROM {TABLE} WHERE {{}} ORDER BY priority DESC, id LIMIT 1)"
+    heads = ", ".join(head.format(pick.where) for pick in picks)
+    due, first, now = sql.look(
+        connection,
+        f"SELECT COALESCE({heads}, 0), MIN(run_after), {sql.now(connection)} FROM {TABLE} "
+        f"WHERE {_HELD} AND backend = %s",
+        [*(value for pick in picks for value in pick.params), backend],
+    )
     first, now = moment(db, first), moment(db, now)
     return Look(bool(due), (first - now).total_seconds() if first and now else None)
 
@@ -222,8 +231,8 @@ def purge(db: str, backend: str) -> int:
     def unit(connection: Any, sql: Any) -> int:
         where = f"delete_after <= {sql.now(connection)} AND {_FINISHED} AND backend = %s"
         pick = Pick(where, (backend,), "dbtasks_expired")
-        verb = f"DELETE FROM {TABLE}"
-        return int(sql.change(connection, TABLE, verb, [], pick, "delete_after", BATCH))
+        change = Change(f"DELETE FROM {TABLE}", (), (pick,), "delete_after", BATCH)
+        return int(sql.change(connection, change))
 
     return _unit(db, unit)
 

@@ -13,7 +13,8 @@ from typing import Any
 from django.db import connections, transaction
 from django.utils import timezone
 
-from .rows import Claim, NewTask, Outcome, Pick
+from ..models import TABLE
+from .rows import Change, Claim, NewTask, Outcome, Pick
 
 # Lock wait timeout, deadlock, and MariaDB's "record has changed": run the whole unit again.
 TRANSIENT = {1205, 1213, 1020}
@@ -31,7 +32,7 @@ def is_transient(error: Exception) -> bool:
     return bool(error.args) and error.args[0] in TRANSIENT
 
 
-def insert(connection: Any, table: str, rows: Sequence[NewTask]) -> None:
+def insert(connection: Any, rows: Sequence[NewTask]) -> None:
     """Insert the rows, in one statement; those with a run_after to come are held."""
     names = ", ".join(NewTask._fields)
     marks = ", ".join(["%s"] * len(NewTask._fields))
@@ -39,66 +40,59 @@ def insert(connection: Any, table: str, rows: Sequence[NewTask]) -> None:
     values = ", ".join([f"({marks}, 'READY', {hold})"] * len(rows))
     with connection.cursor() as cursor:
         cursor.execute(
-            f"INSERT INTO {table} ({names}, status, hold) VALUES {values}",
+            f"INSERT INTO {TABLE} ({names}, status, hold) VALUES {values}",
             [value for row in rows for value in (*row, row.run_after)],
         )
 
 
-def claim(
-    connection: Any,
-    table: str,
-    changes: str,
-    params: Sequence[Any],
-    picks: Sequence[Pick],
-    limit: int,
-) -> list[Claim]:
-    """Apply the changes to the first rows of the picks, best first overall; return them."""
+def claim(connection: Any, change: Change) -> list[Claim]:
+    """Make the change and return the rows, as they are then, best first."""
     columns = ", ".join(_CLAIM).replace("NOW", now(connection))
     with transaction.atomic(connection.alias), connection.cursor() as cursor:
         rows: list[Claim] = []
-        for pick in picks:
-            cursor.execute(_select(table, columns, pick, "priority DESC", limit), pick.params)
+        for pick in change.picks:
+            cursor.execute(_lock(change, pick, columns), pick.params)
             rows += [Claim(*row) for row in cursor.fetchall()]
         rows.sort(key=lambda row: (-row.priority, row.id))
-        del rows[limit:]
-        if rows:
-            _by_key(cursor, f"UPDATE {table} SET {changes}", params, [row.id for row in rows])
+        del rows[change.limit :]
+        _apply(cursor, change, [row.id for row in rows])
     return rows
 
 
-def change(
-    connection: Any,
-    table: str,
-    verb: str,
-    params: Sequence[Any],
-    pick: Pick,
-    order: str,
-    limit: int,
-) -> int:
-    """Run UPDATE … SET or DELETE on the first rows of the pick; return how many there were."""
+def change(connection: Any, change: Change) -> int:
+    """Make the change; return how many rows there were."""
     with transaction.atomic(connection.alias), connection.cursor() as cursor:
-        cursor.execute(_select(table, "id", pick, order, limit), pick.params)
-        if ids := [id for (id,) in cursor.fetchall()]:
-            _by_key(cursor, verb, params, ids)
-        return len(ids)
+        [pick] = change.picks
+        cursor.execute(_lock(change, pick, "id"), pick.params)
+        ids = [id for (id,) in cursor.fetchall()]
+        _apply(cursor, change, ids)
+    return len(ids)
 
 
-def _select(table: str, columns: str, pick: Pick, order: str, limit: int) -> str:
+def look(connection: Any, sql: str, params: Sequence[Any]) -> Any:
+    """Return the one row of a SELECT that must stay on its indexes."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        return cursor.fetchone()
+
+
+def _lock(change: Change, pick: Pick, columns: str) -> str:
     # The index is forced: with a sort, InnoDB would lock every row it reads and leave other
     # runners nothing (MySQL bug 113472).
     return (
-        f"SELECT {columns} FROM {table} FORCE INDEX ({pick.served_by}) WHERE {pick.where} "
-        f"ORDER BY {order}, id LIMIT {limit:d} FOR UPDATE SKIP LOCKED"
+        f"SELECT {columns} FROM {TABLE} FORCE INDEX ({pick.served_by}) WHERE {pick.where} "
+        f"ORDER BY {change.order} LIMIT {change.limit:d} FOR UPDATE SKIP LOCKED"
     )
 
 
-def _by_key(cursor: Any, verb: str, params: Sequence[Any], ids: list[Any]) -> None:
-    # In the order of the key, so that two writers never wait for each other in a circle.
-    marks = ", ".join(["%s"] * len(ids))
-    cursor.execute(f"{verb} WHERE id IN ({marks})", [*params, *sorted(ids)])
+def _apply(cursor: Any, change: Change, ids: list[Any]) -> None:
+    if ids:
+        # In the order of the key, so that two writers never wait for each other in a circle.
+        marks = ", ".join(["%s"] * len(ids))
+        cursor.execute(f"{change.verb} WHERE id IN ({marks})", [*change.params, *sorted(ids)])
 
 
-def settle(connection: Any, table: str, outcomes: Sequence[Outcome]) -> set[Any]:
+def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
     """Write the outcomes whose claim still stands, in one statement; return their ids."""
     columns = ", ".join(
         f"{name} {kind} PATH '$[{n}]'" for n, (name, kind) in enumerate(_OUTCOME_TYPES.items())
@@ -106,7 +100,7 @@ def settle(connection: Any, table: str, outcomes: Sequence[Outcome]) -> set[Any]
     changes = ", ".join(f"t.{name} = v.{name}" for name in Outcome._fields[2:])
     rows = json.dumps(sorted(outcomes))
     values = f"JSON_TABLE(%s, '$[*]' COLUMNS({columns})) v"
-    source = f"{table} t JOIN {values} ON t.id = {_key(connection, table)}"
+    source = f"{TABLE} t JOIN {values} ON t.id = {_key(connection)}"
     hold = (
         f"CASE WHEN v.status = 'READY' AND v.run_after > {now(connection)} "
         "THEN 'scheduled' ELSE '' END"
@@ -125,21 +119,21 @@ def settle(connection: Any, table: str, outcomes: Sequence[Outcome]) -> set[Any]
         return {id for (id,) in cursor.fetchall()}
 
 
-def _key(connection: Any, table: str) -> str:
+def _key(connection: Any) -> str:
     # JSON_TABLE knows no uuid, and its text has a collation of its own: either would keep the
     # join off the primary key.
     if connection.features.has_native_uuid_field:
         return "CAST(v.id AS uuid)"
-    return f"v.id COLLATE {_collation(connection.alias, table)}"
+    return f"v.id COLLATE {_collation(connection.alias)}"
 
 
 @cache
-def _collation(alias: str, table: str) -> str:
+def _collation(alias: str) -> str:
     with connections[alias].cursor() as cursor:
         cursor.execute(
             "SELECT collation_name FROM information_schema.columns "
             "WHERE table_schema = DATABASE() AND table_name = %s AND column_name = 'id'",
-            [table],
+            [TABLE],
         )
         return str(cursor.fetchone()[0])
 

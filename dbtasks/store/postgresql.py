@@ -7,10 +7,20 @@ decides which rows may change: every guard is handed in by a transition, or is t
 from collections.abc import Sequence
 from typing import Any
 
-from .rows import Claim, NewTask, Outcome, Pick
+from django.db import transaction
+
+from ..models import TABLE
+from .rows import Change, Claim, NewTask, Outcome, Pick
 
 # Deadlock, serialisation failure, lock timeout: the statement did nothing and may be run again.
 TRANSIENT = {"40P01", "40001", "55P03"}
+
+# The statistics of a queue are always wrong: it was empty when they were taken, or full. Going by
+# them, the planner sorts, or reads the whole table, where an index has the rows in order.
+PIN = (
+    "SELECT set_config('enable_seqscan', 'off', true), "
+    "set_config('enable_bitmapscan', 'off', true), set_config('enable_sort', 'off', true)"
+)
 
 
 def now(connection: Any) -> str:
@@ -23,82 +33,76 @@ def is_transient(error: Exception) -> bool:
     return getattr(error.__cause__, "sqlstate", None) in TRANSIENT
 
 
-def insert(connection: Any, table: str, rows: Sequence[NewTask]) -> None:
+def insert(connection: Any, rows: Sequence[NewTask]) -> None:
     """Insert the rows, in one statement; those with a run_after to come are held."""
     names = ", ".join(NewTask._fields)
     types = "uuid text text text smallint text text text timestamptz timestamptz"
     arrays = ", ".join(f"%s::{kind}[]" for kind in types.split())
     with connection.cursor() as cursor:
         cursor.execute(
-            f"INSERT INTO {table} ({names}, status, hold) SELECT v.*, 'READY', "
+            f"INSERT INTO {TABLE} ({names}, status, hold) SELECT v.*, 'READY', "
             "CASE WHEN run_after > STATEMENT_TIMESTAMP() THEN 'scheduled' ELSE '' END "
             f"FROM unnest({arrays}) AS v({names})",
             list(map(list, zip(*rows, strict=True))),
         )
 
 
-def claim(
-    connection: Any,
-    table: str,
-    changes: str,
-    params: Sequence[Any],
-    picks: Sequence[Pick],
-    limit: int,
-) -> list[Claim]:
-    """Apply the changes to the first rows of the picks, best first overall; return them."""
-    columns = ", ".join(f"{table}.{name}" for name in _CLAIM)
-    sql = f"UPDATE {table} SET {changes}"
-    with connection.cursor() as cursor:
-        _change(cursor, table, sql, params, picks, "priority DESC", limit, f"RETURNING {columns}")
-        return [Claim(*row) for row in cursor.fetchall()]
+def claim(connection: Any, change: Change) -> list[Claim]:
+    """Make the change and return the rows, as they are then, in no order."""
+    columns = ", ".join(f"{TABLE}.{name}" for name in _CLAIM)
+    return [Claim(*row) for row in _pinned(connection, *_statement(change, f"RETURNING {columns}"))]
 
 
-def change(
-    connection: Any,
-    table: str,
-    verb: str,
-    params: Sequence[Any],
-    pick: Pick,
-    order: str,
-    limit: int,
-) -> int:
-    """Run UPDATE … SET or DELETE on the first rows of the pick; return how many there were."""
-    with connection.cursor() as cursor:
-        _change(cursor, table, verb, params, [pick], order, limit, "")
-        return int(cursor.rowcount)
+def change(connection: Any, change: Change) -> int:
+    """Make the change; return how many rows there were."""
+    return len(_pinned(connection, *_statement(change, "RETURNING 1")))
 
 
-def _change(
-    cursor: Any,
-    table: str,
-    verb: str,
-    params: Sequence[Any],
-    picks: Sequence[Pick],
-    order: str,
-    limit: int,
-    returning: str,
-) -> None:
-    column = order.split(maxsplit=1)[0]
+def look(connection: Any, sql: str, params: Sequence[Any]) -> Any:
+    """Return the one row of a SELECT that must stay on its indexes."""
+    return _pinned(connection, sql, params)[0]
+
+
+def _statement(change: Change, returning: str) -> tuple[str, list[Any]]:
     # A row that another transaction holds is passed over. The CTEs are materialised, or a nested
     # loop might run a locking scan again and lock more than the limit. `= ANY(ARRAY(…))` keeps
-    # the change on the primary key whatever the statistics say: a join would read the whole table.
-    locked = ", ".join(
-        f"q{n} AS MATERIALIZED (SELECT id, {column} FROM {table} WHERE {pick.where} "
-        f"ORDER BY {order}, id LIMIT {limit:d} FOR NO KEY UPDATE SKIP LOCKED)"
-        for n, pick in enumerate(picks)
-    )
+    # the change on the primary key: a join would read the whole table.
+    locks = [_lock(change, pick) for pick in change.picks]
+    locked = ", ".join(f"q{n} AS MATERIALIZED ({lock})" for n, lock in enumerate(locks))
     # Each pick reads its own index in order; only their heads are merged.
     chosen = "SELECT id FROM q0"
-    if len(picks) > 1:
-        heads = " UNION ALL ".join(f"SELECT * FROM q{n}" for n in range(len(picks)))
-        chosen = f"SELECT id FROM ({heads}) q ORDER BY {order}, id LIMIT {limit:d}"
-    cursor.execute(
-        f"WITH {locked} {verb} WHERE id = ANY(ARRAY({chosen})) {returning}",
-        [value for pick in picks for value in pick.params] + list(params),
+    if len(locks) > 1:
+        heads = " UNION ALL ".join(f"SELECT * FROM q{n}" for n in range(len(locks)))
+        chosen = f"SELECT id FROM ({heads}) q ORDER BY {change.order} LIMIT {change.limit:d}"
+    params = [value for pick in change.picks for value in pick.params]
+    sql = f"WITH {locked} {change.verb} WHERE id = ANY(ARRAY({chosen})) {returning}"
+    return sql, [*params, *change.params]
+
+
+def _lock(change: Change, pick: Pick) -> str:
+    return (
+        f"SELECT id, {change.column} FROM {TABLE} WHERE {pick.where} "
+        f"ORDER BY {change.order} LIMIT {change.limit:d} FOR NO KEY UPDATE SKIP LOCKED"
     )
 
 
-def settle(connection: Any, table: str, outcomes: Sequence[Outcome]) -> set[Any]:
+def _pinned(connection: Any, sql: str, params: Sequence[Any]) -> list[Any]:
+    """Return the rows of one statement whose plan may only follow an index."""
+    if connection.in_atomic_block or connection.features.uses_server_side_binding:
+        with transaction.atomic(connection.alias), connection.cursor() as cursor:
+            cursor.execute(PIN)
+            cursor.execute(sql, params)
+            rows = cursor.fetchall()
+            cursor.execute(PIN.replace("'off'", "'on'"))
+            return list(rows)
+    with connection.cursor() as cursor:
+        # One message, and so one transaction, to whose end the settings last: no round trip more.
+        cursor.execute(f"{PIN}; {sql}", params)
+        cursor.nextset()
+        return list(cursor.fetchall())
+
+
+def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
     """Write the outcomes whose claim still stands, in one statement; return their ids."""
     names = ", ".join(Outcome._fields)
     arrays = ", ".join(f"%s::{kind}[]" for kind in _OUTCOME_TYPES.split())
@@ -108,9 +112,9 @@ def settle(connection: Any, table: str, outcomes: Sequence[Outcome]) -> set[Any]
         # guards in the UPDATE, statistics that know of no RUNNING row lead to a scan of the table.
         cursor.execute(
             f"WITH k AS MATERIALIZED (SELECT v.* FROM unnest({arrays}) AS v({names}) "
-            f"CROSS JOIN LATERAL (SELECT 1 FROM {table} WHERE id = v.id AND fence = v.fence "
+            f"CROSS JOIN LATERAL (SELECT 1 FROM {TABLE} WHERE id = v.id AND fence = v.fence "
             "AND status = 'RUNNING' FOR NO KEY UPDATE OFFSET 0) held) "
-            f"UPDATE {table} t SET {changes}, worker_id = NULL, hold = {_HOLD} "
+            f"UPDATE {TABLE} t SET {changes}, worker_id = NULL, hold = {_HOLD} "
             "FROM k WHERE t.id = k.id AND t.id = ANY(ARRAY(SELECT id FROM k)) RETURNING t.id",
             list(map(list, zip(*outcomes, strict=True))),
         )

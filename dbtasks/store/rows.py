@@ -80,3 +80,18 @@ class Pick(NamedTuple):
     where: str
     params: tuple[Any, ...]
     served_by: str
+
+
+class Change(NamedTuple):
+    """An ``UPDATE … SET …`` or ``DELETE FROM …`` of the first rows of some picks, in order."""
+
+    verb: str
+    params: tuple[Any, ...]
+    picks: tuple[Pick, ...]
+    order: str
+    limit: int
+
+    @property
+    def column(self) -> str:
+        """The first column of the order."""
+        return self.order.split(",")[0].split()[0]

@@ -10,7 +10,8 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
-from .rows import Claim, NewTask, Outcome, Pick
+from ..models import TABLE
+from .rows import Change, Claim, NewTask, Outcome
 
 
 def now(connection: Any) -> str:
@@ -23,81 +24,61 @@ def is_transient(error: Exception) -> bool:
     return "locked" in str(error)
 
 
-def insert(connection: Any, table: str, rows: Sequence[NewTask]) -> None:
+def insert(connection: Any, rows: Sequence[NewTask]) -> None:
     """Insert the rows; those with a run_after to come are held."""
     names = ", ".join(NewTask._fields)
     marks = ", ".join(["%s"] * len(NewTask._fields))
     hold = f"CASE WHEN %s > {now(connection)} THEN 'scheduled' ELSE '' END"
     with transaction.atomic(connection.alias, savepoint=False), connection.cursor() as cursor:
         cursor.executemany(
-            f"INSERT INTO {table} ({names}, status, hold) VALUES ({marks}, 'READY', {hold})",
+            f"INSERT INTO {TABLE} ({names}, status, hold) VALUES ({marks}, 'READY', {hold})",
             [(*row, row.run_after) for row in rows],
         )
 
 
-def claim(
-    connection: Any,
-    table: str,
-    changes: str,
-    params: Sequence[Any],
-    picks: Sequence[Pick],
-    limit: int,
-) -> list[Claim]:
-    """Apply the changes to the first rows of the picks, best first overall; return them."""
-    sql, returning = f"UPDATE {table} SET {changes}", f"RETURNING {', '.join(_CLAIM)}"
+def claim(connection: Any, change: Change) -> list[Claim]:
+    """Make the change and return the rows, as they are then, in no order."""
     with connection.cursor() as cursor:
-        _change(cursor, table, sql, params, picks, "priority DESC", limit, returning)
+        cursor.execute(*_statement(change, f"RETURNING {', '.join(_CLAIM)}"))
         return [Claim(*row) for row in cursor.fetchall()]
 
 
-def change(
-    connection: Any,
-    table: str,
-    verb: str,
-    params: Sequence[Any],
-    pick: Pick,
-    order: str,
-    limit: int,
-) -> int:
-    """Run UPDATE … SET or DELETE on the first rows of the pick; return how many there were."""
+def change(connection: Any, change: Change) -> int:
+    """Make the change; return how many rows there were."""
     with connection.cursor() as cursor:
-        _change(cursor, table, verb, params, [pick], order, limit, "")
+        cursor.execute(*_statement(change))
         return int(cursor.rowcount)
 
 
-def _change(
-    cursor: Any,
-    table: str,
-    verb: str,
-    params: Sequence[Any],
-    picks: Sequence[Pick],
-    order: str,
-    limit: int,
-    returning: str,
-) -> None:
+def look(connection: Any, sql: str, params: Sequence[Any]) -> Any:
+    """Return the one row of a SELECT that must stay on its indexes."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        return cursor.fetchone()
+
+
+def _statement(change: Change, returning: str = "") -> tuple[str, list[Any]]:
     # One statement is one write transaction from its start: nobody comes in between, and nothing
     # is read under a lock that has yet to be upgraded.
-    heads = " UNION ALL ".join(
-        f"SELECT * FROM (SELECT id, {order.split(maxsplit=1)[0]} FROM {table} WHERE {pick.where} "
-        f"ORDER BY {order}, id LIMIT {limit:d})"
-        for pick in picks
-    )
-    chosen = f"SELECT id FROM ({heads})" + f" ORDER BY {order}, id LIMIT {limit:d}" * (
-        len(picks) > 1
-    )
-    cursor.execute(
-        f"{verb} WHERE id IN ({chosen}) {returning}",
-        [*params, *(value for pick in picks for value in pick.params)],
-    )
+    heads = [
+        f"SELECT * FROM (SELECT id, {change.column} FROM {TABLE} WHERE {pick.where} "
+        f"ORDER BY {change.order} LIMIT {change.limit:d})"
+        for pick in change.picks
+    ]
+    chosen = f"SELECT id FROM ({' UNION ALL '.join(heads)})"
+    if len(heads) > 1:
+        chosen += f" ORDER BY {change.order} LIMIT {change.limit:d}"
+    params = [value for pick in change.picks for value in pick.params]
+    return f"{change.verb} WHERE id IN ({chosen}) {returning}", [*change.params, *params]
 
 
-def settle(connection: Any, table: str, outcomes: Sequence[Outcome]) -> set[Any]:
+def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
     """Write the outcomes whose claim still stands, in one transaction; return their ids."""
     changes = ", ".join(f"{name} = %s" for name in Outcome._fields[2:])
     hold = f"CASE WHEN %s = 'READY' AND %s > {now(connection)} THEN 'scheduled' ELSE '' END"
     with transaction.atomic(connection.alias), connection.cursor() as cursor:
         cursor.executemany(
-            f"UPDATE {table} SET {changes}, worker_id = NULL, hold = {hold} "
+            f"UPDATE {TABLE} SET {changes}, worker_id = NULL, hold = {hold} "
             "WHERE id = %s AND fence = %s AND status = 'RUNNING'",
             [(*o[2:], o.status, o.run_after, o.id, o.fence) for o in outcomes],
         )
@@ -105,7 +86,7 @@ def settle(connection: Any, table: str, outcomes: Sequence[Outcome]) -> set[Any]
             return {outcome.id for outcome in outcomes}
         marks = ", ".join(["(%s, %s, %s)"] * len(outcomes))
         cursor.execute(
-            f"SELECT id FROM {table} WHERE (id, fence, status) IN (VALUES {marks})",
+            f"SELECT id FROM {TABLE} WHERE (id, fence, status) IN (VALUES {marks})",
             [value for outcome in outcomes for value in outcome[:3]],
         )
         return {id for (id,) in cursor.fetchall()}

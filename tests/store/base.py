@@ -1,0 +1,80 @@
+"""Builders for the store's tests."""
+
+import uuid
+from datetime import timedelta
+from typing import Any
+
+from django.db import connections
+from django.utils import timezone
+
+from dbtasks import store
+from dbtasks.backend import uuid7
+from dbtasks.models import ScheduledTask
+
+DB = "default"
+
+
+def make_task(**values: Any) -> uuid.UUID:
+    """Enqueue a row with those values; return its id."""
+    id = values.pop("id", None) or uuid7()
+    row = store.NewTask(
+        id=store.key(DB, id),
+        task_path="tests.tasks.add",
+        backend="default",
+        queue_name="default",
+        priority=0,
+        args="[1,2]",
+        kwargs="{}",
+        policy=None,
+        enqueued_at=timezone.now(),
+        run_after=None,
+    )
+    store.enqueue(DB, [row._replace(**values)])
+    return id
+
+
+def make_claim(worker: str = "w1", **values: Any) -> store.Claim:
+    """Enqueue a row and claim it; return the claim."""
+    id = make_task(**values)
+    claim = store.claim_one(DB, values.get("backend", "default"), worker, id)
+    assert claim is not None
+    return claim
+
+
+def outcome(claim: store.Claim, status: str = "SUCCESSFUL", **values: Any) -> store.Outcome:
+    """Return an outcome of the claim."""
+    ended = claim.claimed_at + timedelta(seconds=1)
+    finished = status in ("SUCCESSFUL", "FAILED")
+    return store.Outcome(
+        id=claim.id,
+        fence=claim.fence,
+        status=status,
+        attempt=claim.attempt,
+        failures=0,
+        lost=0,
+        run_after=None,
+        started_at=claim.claimed_at,
+        last_attempted_at=claim.claimed_at,
+        finished_at=ended if finished else None,
+        delete_after=None,
+        errors=None,
+        worker_ids='["w1"]',
+        return_value="3" if status == "SUCCESSFUL" else None,
+    )._replace(**values)
+
+
+def row(id: Any) -> ScheduledTask:
+    """Return the row as it stands."""
+    return ScheduledTask.objects.using(DB).get(pk=id)
+
+
+def ids(claims: list[store.Claim]) -> list[uuid.UUID]:
+    """Return the claims' ids as the ORM gives them."""
+    return [
+        claim.id if isinstance(claim.id, uuid.UUID) else uuid.UUID(claim.id) for claim in claims
+    ]
+
+
+def vendor() -> str:
+    """Return which database the tests run on."""
+    return connections[DB].vendor

@@ -1,0 +1,153 @@
+"""The plans that keep a claim as cheap with a million rows as with none."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from django.db import connections
+from django.test import TransactionTestCase
+from django.utils import timezone
+
+from dbtasks import store
+from dbtasks.models import ScheduledTask
+from dbtasks.store.postgresql import PIN
+from dbtasks.store.rows import Change
+
+from .base import DB, outcome, vendor
+
+TABLE = ScheduledTask._meta.db_table
+
+
+@contextmanager
+def plans() -> Iterator[list[str]]:
+    """Collect the plan of each statement on our table, asked for just before it runs."""
+    found: list[str] = []
+
+    def explain(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if TABLE in sql and not sql.startswith("INSERT"):
+            found.append(plan(sql, params[0] if many else params))
+        return execute(sql, params, many, context)
+
+    with connections[DB].execute_wrapper(explain):
+        yield found
+
+
+def plan(sql: str, params: Any) -> str:
+    """Return the database's plan as text."""
+    words = {
+        "postgresql": "EXPLAIN ",
+        "sqlite": "EXPLAIN QUERY PLAN ",
+        "mysql": "EXPLAIN FORMAT=JSON ",
+    }
+    _, pinned, rest = sql.rpartition(f"{PIN}; ")
+    with connections[DB].cursor() as cursor:
+        cursor.cursor.execute(pinned + words[vendor()] + rest, params)
+        if pinned:
+            cursor.nextset()
+        rows = cursor.fetchall()
+    if vendor() == "mysql":
+        # The table of parameters is read whole, of course.
+        text = json.dumps(json.loads(rows[0][0]))
+        return text.replace('"table_name": "v", "access_type": "ALL"', "")
+    return "\n".join(str(row[-1]) for row in rows)
+
+
+SCANS = {
+    "postgresql": f"Seq Scan on {TABLE}",
+    "sqlite": f"SCAN {TABLE}",
+    "mysql": '"access_type": "ALL"',
+}
+SORTS = {"postgresql": "Sort", "sqlite": "TEMP B-TREE", "mysql": "filesort"}
+
+
+class PlanTests(TransactionTestCase):
+    """Every hot statement stays on its index, whatever the statistics say."""
+
+    def fill(self, count: int = 4000) -> None:
+        """Write due, future, finished and foreign rows, so many of each."""
+        now = timezone.now()
+        values = [{}, {"run_after": now + timedelta(days=1)}, {"queue_name": "x", "priority": 9}]
+        values += [{"backend": "other", "priority": 9}, {"task_path": "finished"}]
+        rows = []
+        for row in values:
+            base = store.NewTask(
+                None, "a.b", "default", "default", 0, "[]", "{}", None, now, None
+            )._replace(**row)
+            rows += [base._replace(id=store.key(DB, _id())) for _ in range(count)]
+        store.enqueue(DB, rows)
+        finished = ScheduledTask.objects.filter(task_path="finished")
+        finished.update(status="SUCCESSFUL", finished_at=now, delete_after=now)
+
+    def statistics(self, kind: str) -> None:
+        """Fill the table with statistics that are fresh, or of an empty table, or of none."""
+        analyze = {"mysql": f"ANALYZE TABLE {TABLE}"}.get(vendor(), f"ANALYZE {TABLE}")
+        with connections[DB].cursor() as cursor:
+            if kind == "stale":
+                cursor.execute(analyze)
+            self.fill()
+            if kind == "fresh":
+                cursor.execute(analyze)
+            cursor.fetchall() if cursor.description else None
+
+    def check(self, found: list[str]) -> None:
+        """Fail if a plan reads the whole table or sorts."""
+        self.assertTrue(found)
+        for text in found:
+            self.assertNotIn(SCANS[vendor()], text)
+            self.assertNotIn(SORTS[vendor()], text)
+
+    def test_hot_statements_use_their_index_and_never_sort(self):
+        """Claim, settle, look, promote and purge: fresh, stale and missing statistics."""
+        for kind in ("none", "stale", "fresh"):
+            ScheduledTask.objects.all()._raw_delete(DB)
+            self.statistics(kind)
+            for name, run in self.statements().items():
+                with self.subTest(f"{name}, {kind} statistics"), plans() as found:
+                    run()
+                    self.check(found)
+
+    def statements(self) -> dict[str, Any]:
+        """Return what a runner does all the time."""
+        claims: list[store.Claim] = []
+        return {
+            "claim": lambda: claims.extend(store.claim(DB, "default", "w1", 500)),
+            "claim of a queue": lambda: store.claim(DB, "default", "w1", 500, ["default"]),
+            "settle": lambda: store.settle(DB, [outcome(claim) for claim in claims]),
+            "look": lambda: store.look(DB, "default"),
+            "look at a queue": lambda: store.look(DB, "default", ["none"]),
+            "promote": lambda: store.promote(DB, "default"),
+            "purge": lambda: store.purge(DB, "default"),
+        }
+
+    def empty_claim(self) -> Change:
+        """Return the claim of a backend that has no rows."""
+        verb = f"UPDATE {TABLE} SET fence = fence + 1"
+        return Change(verb, (), store._picks("nobody", None), "priority DESC, id", 500)
+
+    def test_an_empty_poll_reads_one_page_of_an_index(self):
+        """Rows that are not due cost an empty claim nothing."""
+        if vendor() != "postgresql":
+            self.skipTest("only PostgreSQL tells how many pages a statement read")
+        self.statistics("fresh")
+        sql = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "
+        with connections[DB].cursor() as cursor:
+            cursor.execute(f"VACUUM {TABLE}")
+
+        def explain(execute: Any, text: str, params: Any, many: bool, context: Any) -> Any:
+            return execute(text.replace(f"{PIN}; ", f"{PIN}; {sql}"), params, many, context)
+
+        with connections[DB].execute_wrapper(explain):
+            [[[plan]]] = store.postgresql._pinned(
+                connections[DB], *store.postgresql._statement(self.empty_claim(), "RETURNING 1")
+            )
+        read = plan["Plan"]["Shared Hit Blocks"]
+
+        self.assertLess(read, 10)
+
+
+def _id() -> Any:
+    from dbtasks.backend import uuid7
+
+    return uuid7()

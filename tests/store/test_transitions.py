@@ -1,0 +1,316 @@
+"""What each transition of the store does, and what its guard keeps it from."""
+
+from datetime import timedelta
+from uuid import uuid4
+
+from django.db import IntegrityError, transaction
+from django.test import TestCase
+from django.utils import timezone
+
+from dbtasks import store
+from dbtasks.models import Hold, ScheduledTask
+
+from .base import DB, ids, make_claim, make_task, outcome, row
+
+
+class EnqueueTests(TestCase):
+    """∅ → READY"""
+
+    def test_a_row_is_ready_and_due(self):
+        """What is enqueued may be claimed at once."""
+        task = row(make_task(priority=5, queue_name="mail"))
+
+        self.assertEqual(
+            ("READY", "", 5, "mail"), (task.status, task.hold, task.priority, task.queue_name)
+        )
+        self.assertEqual((0, 0, [1, 2], {}), (task.fence, task.attempt, task.args, task.kwargs))
+
+    def test_a_run_after_to_come_holds_the_row(self):
+        """The claim never has to look at times."""
+        later = row(make_task(run_after=timezone.now() + timedelta(hours=1)))
+        past = row(make_task(run_after=timezone.now() - timedelta(hours=1)))
+
+        self.assertEqual((Hold.SCHEDULED, Hold.NONE), (later.hold, past.hold))
+
+    def test_many_rows_are_all_or_none(self):
+        """A failure in the last batch leaves nothing of the first."""
+        good = [
+            store.NewTask(
+                store.key(DB, uuid4()),
+                "a.b",
+                "default",
+                "q",
+                0,
+                "[]",
+                "{}",
+                None,
+                timezone.now(),
+                None,
+            )
+            for _ in range(store.BATCH)
+        ]
+        with self.assertRaises(IntegrityError), transaction.atomic(DB):
+            store.enqueue(DB, [*good, good[0]])
+
+        self.assertEqual(0, ScheduledTask.objects.count())
+
+
+class ClaimTests(TestCase):
+    """due → RUNNING"""
+
+    def test_takes_higher_priority_first_then_older(self):
+        """Order is priority descending, then age."""
+        first, second, urgent = make_task(), make_task(), make_task(priority=9)
+
+        claims = store.claim(DB, "default", "w1", 10)
+
+        self.assertEqual([urgent, first, second], ids(claims))
+
+    def test_marks_the_row_and_raises_the_fence(self):
+        """A claim is RUNNING, owned, counted and fenced before any code runs."""
+        id = make_task()
+        [claim] = store.claim(DB, "default", "w1", 10)
+        task = row(id)
+
+        self.assertEqual(
+            ("RUNNING", "w1", 1, 1), (task.status, task.worker_id, task.fence, task.attempt)
+        )
+        self.assertEqual((1, 1, "[1,2]"), (claim.fence, claim.attempt, claim.args))
+        # MySQL reads its clock once for each of the two statements.
+        self.assertLess(abs(task.last_attempted_at - claim.claimed_at), timedelta(seconds=1))
+
+    def test_takes_no_more_than_asked(self):
+        """The limit holds."""
+        for _ in range(5):
+            make_task()
+
+        self.assertEqual(2, len(store.claim(DB, "default", "w1", 2)))
+        self.assertEqual(3, len(store.claim(DB, "default", "w1", 10)))
+        self.assertEqual([], store.claim(DB, "default", "w1", 10))
+
+    def test_takes_only_its_backend_and_queues(self):
+        """Rows of others are none of a runner's business."""
+        make_task(backend="other")
+        make_task(queue_name="mail")
+        mine = make_task(queue_name="bulk")
+
+        self.assertEqual([mine], ids(store.claim(DB, "default", "w1", 10, ["bulk", "none"])))
+
+    def test_merges_queues_by_priority(self):
+        """With several queues the order is the same as with one."""
+        low = make_task(queue_name="a")
+        mid = make_task(queue_name="b", priority=1)
+        top = make_task(queue_name="a", priority=2)
+
+        self.assertEqual([top, mid], ids(store.claim(DB, "default", "w1", 2, ["a", "b"])))
+        self.assertEqual([low], ids(store.claim(DB, "default", "w1", 2, ["a", "b"])))
+
+    def test_passes_over_held_and_finished_rows(self):
+        """Only due rows are claimed."""
+        make_task(run_after=timezone.now() + timedelta(hours=1))
+        store.settle(DB, [outcome(make_claim())])
+        make_claim()
+
+        self.assertEqual([], store.claim(DB, "default", "w2", 10))
+
+
+class SettleTests(TestCase):
+    """RUNNING → SUCCESSFUL, FAILED, READY"""
+
+    def test_writes_every_column_of_the_outcome(self):
+        """What the attempt came to is what the row says."""
+        claim = make_claim()
+        store.settle(DB, [outcome(claim, "FAILED", failures=1, errors='[["a.B","text"]]')])
+        task = row(claim.id)
+
+        self.assertEqual(
+            ("FAILED", None, [["a.B", "text"]], ["w1"]),
+            (task.status, task.worker_id, task.errors, task.worker_ids),
+        )
+        self.assertEqual(timedelta(seconds=1), task.finished_at - task.started_at)
+
+    def test_an_older_fence_writes_nothing(self):
+        """A worker that was given up cannot touch a later run."""
+        stale = make_claim("w1")
+        store.release(DB, [stale])
+        [fresh] = store.claim(DB, "default", "w2", 1)
+
+        self.assertEqual(set(), store.settle(DB, [outcome(stale)]))
+        self.assertEqual(("RUNNING", "w2"), (row(stale.id).status, row(stale.id).worker_id))
+        self.assertEqual({fresh.id}, store.settle(DB, [outcome(fresh)]))
+
+    def test_a_row_that_is_not_running_is_left_alone(self):
+        """An outcome that comes twice changes nothing the second time."""
+        claim = make_claim()
+        store.settle(DB, [outcome(claim)])
+        store.settle(DB, [outcome(claim, "FAILED")])
+
+        self.assertEqual("SUCCESSFUL", row(claim.id).status)
+
+    def test_one_stale_outcome_does_not_keep_the_others(self):
+        """A batch writes those that still stand and names them."""
+        good, stale, last = make_claim(), make_claim(), make_claim()
+        store.settle(DB, [outcome(stale, "FAILED")])
+
+        written = store.settle(DB, [outcome(good), outcome(stale), outcome(last)])
+
+        self.assertEqual({good.id, last.id}, written)
+        self.assertEqual("FAILED", row(stale.id).status)
+
+    def test_ready_again_may_be_held(self):
+        """A retry that waits is READY and scheduled."""
+        claim = make_claim()
+        store.settle(DB, [outcome(claim, "READY", run_after=claim.claimed_at + timedelta(hours=1))])
+
+        self.assertEqual(("READY", "scheduled"), (row(claim.id).status, row(claim.id).hold))
+
+    def test_large_batches_are_split(self):
+        """More outcomes than one statement carries are all written."""
+        with_text = [
+            outcome(make_claim(), return_value='"' + "x" * 2_000_000 + '"') for _ in range(3)
+        ]
+
+        self.assertEqual(3, len(store.settle(DB, with_text)))
+
+
+class ReleaseTests(TestCase):
+    """RUNNING, not started → READY"""
+
+    def test_takes_back_the_start_but_not_the_fence(self):
+        """A row that never started has no attempt, and can be claimed again."""
+        claim = make_claim()
+        self.assertEqual(1, store.release(DB, [claim]))
+        task = row(claim.id)
+
+        self.assertEqual(
+            ("READY", 0, 1, None), (task.status, task.attempt, task.fence, task.worker_id)
+        )
+        self.assertEqual([], task.worker_ids or [])
+
+    def test_a_row_that_moved_on_is_left_alone(self):
+        """Giving back late gives back nothing."""
+        claim = make_claim()
+        store.settle(DB, [outcome(claim)])
+
+        self.assertEqual(0, store.release(DB, [claim]))
+        self.assertEqual("SUCCESSFUL", row(claim.id).status)
+
+
+class PromoteTests(TestCase):
+    """held → due"""
+
+    def test_lifts_the_hold_of_what_has_come_due(self):
+        """A row becomes due when its run_after comes, not before."""
+        soon = make_task(run_after=store.now(DB) + timedelta(hours=1))
+        later = make_task(run_after=store.now(DB) + timedelta(hours=2))
+        ScheduledTask.objects.filter(pk=soon).update(run_after=store.now(DB) - timedelta(seconds=1))
+
+        self.assertEqual(1, store.promote(DB, "default"))
+        self.assertEqual(("", "scheduled"), (row(soon).hold, row(later).hold))
+
+    def test_leaves_other_backends_alone(self):
+        """Each runner promotes its own."""
+        id = make_task(backend="other", run_after=store.now(DB) + timedelta(hours=1))
+        ScheduledTask.objects.update(run_after=store.now(DB) - timedelta(seconds=1))
+
+        self.assertEqual(0, store.promote(DB, "default"))
+        self.assertEqual("scheduled", row(id).hold)
+
+    def test_look_tells_what_is_due_and_what_comes_next(self):
+        """One glance says whether to claim and how long to sleep."""
+        self.assertEqual(store.Look(False, None), store.look(DB, "default"))
+
+        make_task(run_after=store.now(DB) + timedelta(seconds=60))
+        look = store.look(DB, "default")
+        self.assertFalse(look.due)
+        self.assertAlmostEqual(60, look.next_due, delta=5)
+
+        make_task(queue_name="mail")
+        self.assertTrue(store.look(DB, "default").due)
+        self.assertTrue(store.look(DB, "default", ["a", "mail"]).due)
+        self.assertFalse(store.look(DB, "default", ["a", "b"]).due)
+
+
+class ByHandTests(TestCase):
+    """What people do, in any state: only the right state moves."""
+
+    def setUp(self):
+        self.due = make_task()
+        self.held = make_task(run_after=timezone.now() + timedelta(hours=1))
+        self.running = make_claim().id
+        self.successful, self.failed = make_claim().id, make_claim().id
+        for id, status in ((self.successful, "SUCCESSFUL"), (self.failed, "FAILED")):
+            ScheduledTask.objects.filter(pk=id).update(
+                status=status, worker_id=None, finished_at=timezone.now(), errors=[["a.B", "x"]]
+            )
+        self.all = [self.due, self.held, self.running, self.successful, self.failed]
+
+    def states(self):
+        return [row(id).status for id in self.all]
+
+    def test_retry_moves_failed_rows_only(self):
+        """Retry is for what failed; errors and fence stay."""
+        self.assertEqual(1, store.retry(DB, self.all))
+        self.assertEqual(["READY", "READY", "RUNNING", "SUCCESSFUL", "READY"], self.states())
+        again = row(self.failed)
+        self.assertEqual((1, None, [["a.B", "x"]]), (again.fence, again.finished_at, again.errors))
+
+    def test_run_now_moves_scheduled_rows_only(self):
+        """Run now is for what waits for its time."""
+        self.assertEqual(1, store.run_now(DB, self.all))
+        self.assertEqual(("", None), (row(self.held).hold, row(self.held).run_after))
+
+    def test_cancel_moves_rows_that_have_not_started_only(self):
+        """A cancelled row is FAILED and says why; a running one is left alone."""
+        self.assertEqual(2, store.cancel(DB, self.all, lambda path, status: timedelta(days=1)))
+        self.assertEqual(["FAILED", "FAILED", "RUNNING", "SUCCESSFUL", "FAILED"], self.states())
+        cancelled = row(self.due)
+        self.assertEqual("dbtasks.exceptions.TaskCancelled", cancelled.errors[0][0])
+        self.assertEqual(timedelta(days=1), cancelled.delete_after - cancelled.finished_at)
+        self.assertEqual([], store.claim(DB, "default", "w2", 10))
+
+
+class PurgeTests(TestCase):
+    """finished → deleted"""
+
+    def finished(self, status="SUCCESSFUL", age=timedelta(0), expired=None, **values):
+        claim = make_claim(**values)
+        ended = store.now(DB) - age
+        after = None if expired is None else store.now(DB) - expired
+        store.settle(DB, [outcome(claim, status, finished_at=ended, delete_after=after)])
+        return claim.id
+
+    def test_deletes_what_has_expired_only(self):
+        """Rows go when their retention is over; unfinished ones never."""
+        self.finished(expired=timedelta(seconds=1))
+        kept = [self.finished(expired=timedelta(hours=-1)), self.finished(), make_task()]
+
+        self.assertEqual(1, store.purge(DB, "default"))
+        self.assertEqual(len(kept), ScheduledTask.objects.count())
+
+    def test_never_deletes_a_row_that_runs_again(self):
+        """A retried row is not purged, whatever it said before."""
+        id = self.finished("FAILED", expired=timedelta(seconds=1))
+        store.retry(DB, [id])
+
+        self.assertEqual(0, store.purge(DB, "default"))
+
+    def test_deletes_in_batches_of_bounded_size(self):
+        """One statement deletes no more than its batch."""
+        for _ in range(5):
+            self.finished(age=timedelta(days=2))
+
+        deleted = list(store.purge_older(DB, timedelta(days=1), batch=2))
+
+        self.assertEqual([2, 2, 1], deleted)
+
+    def test_older_than_counts_from_the_end_and_by_status(self):
+        """What ended later, or otherwise, stays."""
+        make_task()
+        old = self.finished("FAILED", age=timedelta(days=2))
+        self.finished(age=timedelta(days=2))
+        self.finished("FAILED")
+
+        found = store.older(DB, timedelta(days=1), statuses=["FAILED"])
+
+        self.assertEqual([row(old).pk], [task.pk for task in found])
