@@ -1,0 +1,200 @@
+"""Tasks that misbehave, and some that count on a clean thread."""
+
+import asyncio
+import sys
+import threading
+from datetime import datetime
+from typing import Any
+
+from django.db import connection, transaction
+from django.tasks import task
+from django.utils import timezone, translation
+
+from dbtasks.models import ScheduledTask
+
+NOT_JSON = (
+    "nan",
+    "nul",
+    "surrogate",
+    "datetime",
+    "set",
+    "deep",
+    "circle",
+    "large",
+    "integer",
+    "keys",
+)
+RAISED = (
+    "exit",
+    "unspeakable",
+    "bare",
+    "interrupt",
+    "generator",
+    "memory",
+    "nul",
+    "large",
+    "group",
+    "cancelled",
+    "recursion",
+)
+
+
+@task
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+@task
+def give(what: str) -> Any:
+    """Return something that JSON cannot hold."""
+    deep: Any = []
+    for _ in range(10_000):
+        deep = [deep]
+    circle: list[Any] = []
+    circle.append(circle)
+    return {
+        "nan": float("nan"),
+        "nul": "a\0b",
+        "surrogate": "\ud800",
+        "datetime": datetime(2026, 1, 1),
+        "set": {1},
+        "deep": deep,
+        "circle": circle,
+        "large": "x" * 300_000,
+        "integer": 10**5000,
+        "keys": {1: "a", "1": "b"},
+    }[what]
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+    __repr__ = __str__
+
+
+class Bare(BaseException):
+    pass
+
+
+@task
+def throw(what: str) -> None:
+    """Raise something unusual."""
+    if what == "exit":
+        sys.exit(1)
+    if what == "recursion":
+        throw.func(what)
+    raise {
+        "unspeakable": Unspeakable(),
+        "bare": Bare("bare"),
+        "interrupt": KeyboardInterrupt(),
+        "generator": GeneratorExit(),
+        "memory": MemoryError(),
+        "nul": ValueError("a\0b\ud800c"),
+        "large": ValueError("x" * 1_000_000),
+        "group": ExceptionGroup("many", [ValueError(1), TypeError(2)]),
+        "cancelled": asyncio.CancelledError(),
+    }[what]
+
+
+@task
+async def athrow(what: str) -> None:
+    throw.func(what)
+
+
+@task
+def leave_transaction_open() -> str:
+    transaction.atomic().__enter__()
+    ScheduledTask.objects.create(
+        id="00000000-0000-7000-8000-000000000000",
+        task_path="left.open",
+        backend="nobody",
+        queue_name="default",
+        priority=0,
+        args=[],
+        kwargs={},
+        status="READY",
+        hold="",
+        enqueued_at=timezone.now(),
+    )
+    return threading.current_thread().name
+
+
+@task
+def leave_autocommit_off() -> None:
+    transaction.set_autocommit(False)
+    connection.cursor().execute("SELECT 1")
+
+
+@task
+def leave_locale() -> None:
+    timezone.activate("Asia/Tokyo")
+    translation.activate("ja")
+
+
+@task
+def look_around() -> list[Any]:
+    """Tell what the thread looks like to a task."""
+    return [
+        timezone.get_current_timezone_name(),
+        translation.get_language(),
+        connection.in_atomic_block,
+        connection.get_autocommit(),
+    ]
+
+
+@task
+async def nap(seconds: float) -> float:
+    await asyncio.sleep(seconds)
+    return seconds
+
+
+@task
+async def meet(count: int) -> None:
+    """Wait until so many of these run at once on this loop."""
+    waiting = _meetings.setdefault(asyncio.get_running_loop(), [])
+    waiting.append(future := asyncio.get_running_loop().create_future())
+    if len(waiting) >= count:
+        for other in waiting:
+            other.set_result(None)
+    await asyncio.wait_for(future, 15)
+
+
+_meetings: dict[Any, list[Any]] = {}
+
+
+@task
+async def count_rows() -> list[Any]:
+    """Use the ORM from a coroutine; tell in which thread that was."""
+    from asgiref.sync import sync_to_async
+
+    name = await sync_to_async(lambda: threading.current_thread().name)()
+    return [await ScheduledTask.objects.acount() > 0, name, threading.current_thread().name]
+
+
+@task(takes_context=True)
+def tell_context(context: Any) -> list[Any]:
+    result = context.task_result
+    return [context.attempt, result.id, str(result.status), result.worker_ids]
+
+
+@task
+def thread_name() -> str:
+    return threading.current_thread().name
+
+
+class Gate:
+    """Holds tasks of this process until the test lets them go."""
+
+    opened = threading.Event()
+    entered = threading.Semaphore(0)
+
+
+@task
+def wait_at_gate() -> None:
+    Gate.entered.release()
+    if not Gate.opened.wait(30):
+        raise TimeoutError
+
+
+not_a_task = throw.func

@@ -1,0 +1,201 @@
+"""Whatever a task does, its row ends and the runner goes on."""
+
+import logging
+import subprocess
+import sys
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.tasks import TaskResultStatus, task_backends
+from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
+from django.tasks.signals import task_enqueued, task_finished, task_started
+from django.test import TransactionTestCase, override_settings
+from django.utils import timezone
+
+from dbtasks import store
+from dbtasks.models import ScheduledTask
+from dbtasks.testing import RunnerTestCase
+
+from ..builders import backend
+from ..store.base import make_task
+from . import tasks
+
+FAILED, SUCCESSFUL = TaskResultStatus.FAILED, TaskResultStatus.SUCCESSFUL
+
+
+class BadInputTests(RunnerTestCase):
+    """Rows that end FAILED, each with a sentence."""
+
+    def finish(self, result: Any) -> Any:
+        """Wait for the result, then see that the runner still works."""
+        with self.assertLogs("django.tasks", logging.INFO):
+            self.runner.wait_for(result, 10)
+            self.assertEqual(3, self.runner.wait_for(tasks.add.enqueue(1, 2), 10).return_value)
+        self.assertFalse(ScheduledTask.objects.running().exists())
+        return result
+
+    def test_values_that_are_not_json(self):
+        """A result that cannot be stored makes the task FAILED, never RUNNING for ever."""
+        for what in tasks.NOT_JSON:
+            with self.subTest(what):
+                result = self.finish(tasks.give.enqueue(what))
+
+                self.assertEqual(FAILED, result.status)
+                self.assertIs(TypeError, result.errors[0].exception_class)
+                self.assertIn("The return value", result.errors[0].traceback)
+
+    def test_exceptions_of_every_kind(self):
+        """Whatever is raised, even by str() of the exception, is a failure of its task alone."""
+        for what in tasks.RAISED:
+            for raiser in (tasks.throw, tasks.athrow):
+                with self.subTest(what, task=raiser.name):
+                    result = self.finish(raiser.enqueue(what))
+
+                    self.assertEqual(FAILED, result.status)
+                    self.assertEqual(1, len(result.errors))
+                    self.assertLess(len(result.errors[0].traceback), 20_000)
+
+    def test_paths_that_are_no_task(self):
+        """Only tasks are called; the row says why it was not."""
+        for path, why in {
+            "os.system": "no task that may be run",
+            "tests.runner.tasks.gone": "no task that may be run",
+            "tests.runner.tasks.not_a_task": "no task that may be run",
+            "tests.runner.tasks.sys.exit": "importing 'tests.runner.tasks.sys' failed",
+            "tests.runner.broken.task": "importing 'tests.runner.broken' failed",
+            "nonsense": "no task that may be run",
+            "": "no task that may be run",
+        }.items():
+            with self.subTest(path):
+                id = make_task(task_path=path)
+                self.runner.wake()
+                result = self.finish(task_backends["default"].get_result(str(id)))
+
+                self.assertEqual(FAILED, result.status)
+                self.assertIn(why, result.errors[0].traceback)
+
+    def test_a_queue_that_left_queues_is_still_served(self):
+        """A committed row is run to an end, whatever settings say now."""
+        id = make_task(task_path="tests.runner.tasks.add", queue_name="gone")
+        self.runner.wake()
+        result = self.finish(task_backends["default"].get_result(str(id)))
+
+        self.assertEqual((SUCCESSFUL, "gone"), (result.status, result.task.queue_name))
+
+    def test_a_transaction_left_open_is_rolled_back(self):
+        """The next task of the thread starts clean, and nothing half done is kept."""
+        with self.assertLogs("dbtasks.runner", logging.WARNING) as logs:
+            self.finish(tasks.leave_transaction_open.enqueue())
+
+        self.assertIn("left a transaction open", logs.output[0])
+        self.assertFalse(ScheduledTask.objects.filter(task_path="left.open").exists())
+
+    def test_autocommit_zone_and_language_are_as_they_were(self):
+        """What one task changes, the next does not see."""
+        for leave in (tasks.leave_autocommit_off, tasks.leave_locale):
+            self.finish(leave.enqueue())
+            seen = [self.finish(tasks.look_around.enqueue()).return_value for _ in range(8)]
+
+            self.assertEqual([["UTC", "en-us", False, True]] * 8, seen)
+
+    def test_receivers_that_raise_change_nothing(self):
+        """Signals are robust: the task's outcome is its own."""
+
+        def receiver(**kwargs: Any) -> None:
+            raise RuntimeError("receiver")
+
+        for signal in (task_enqueued, task_started, task_finished):
+            signal.connect(receiver)
+            self.addCleanup(signal.disconnect, receiver)
+        with self.assertLogs("django.dispatch", logging.ERROR):
+            result = self.finish(tasks.add.enqueue(1, 1))
+            failed = self.finish(tasks.throw.enqueue("exit"))
+
+        self.assertEqual((SUCCESSFUL, FAILED), (result.status, failed.status))
+
+
+class RefusedTests(TransactionTestCase):
+    """What is refused before any row is written."""
+
+    def tearDown(self) -> None:
+        self.assertEqual(0, ScheduledTask.objects.count())
+
+    def test_arguments_that_are_not_json(self):
+        """The same TypeError on every database."""
+        for what in tasks.NOT_JSON:
+            value = tasks.give.func(what)
+            for args, kwargs in (((value,), {}), ((), {"b": [value]})):
+                with self.subTest(what, args=bool(args)), self.assertRaises(TypeError):
+                    tasks.add.enqueue(*args, **kwargs)
+                with self.subTest(what, many=True), self.assertRaises(TypeError):
+                    tasks.add.enqueue_many([((1, 2), {}), (args, kwargs)])
+
+    def test_names_that_are_too_long(self):
+        """A long queue name is refused everywhere, not only where the column is narrow."""
+        with (
+            override_settings(TASKS=backend(QUEUES=[])),
+            self.assertRaisesMessage(InvalidTask, "more than the 100 characters allowed"),
+        ):
+            tasks.add.using(queue_name="q" * 101).enqueue(1, 2)
+
+    def test_a_naive_run_after(self):
+        """A time without a zone is no time."""
+        with self.assertRaisesMessage(InvalidTask, "run_after must be an aware datetime"):
+            tasks.add.using(run_after=timezone.now().replace(tzinfo=None)).enqueue(1, 2)
+
+    def test_a_malformed_id(self):
+        """No such result, whatever the id looks like."""
+        for id in ("123", "", "x" * 1000, "\0", "00000000-0000-7000-8000-000000000000"):
+            with self.subTest(id), self.assertRaises(TaskResultDoesNotExist):
+                tasks.add.get_result(id)
+
+    def test_wrong_options(self):
+        """Enqueue and runner refuse to work with options that check has found wrong."""
+        with (
+            override_settings(TASKS=backend(OPTIONS={"retian": "7d"})),
+            self.assertRaisesMessage(ImproperlyConfigured, "Did you mean 'retain'?"),
+        ):
+            tasks.add.enqueue(1, 2)
+
+
+class AnyQueueTests(RunnerTestCase):
+    """``QUEUES: []``"""
+
+    def test_rows_of_any_queue_run_and_expire(self):
+        """No QUEUES means every queue, for the runner and the purge too."""
+        with override_settings(TASKS=backend(QUEUES=[], OPTIONS={"retain": 0.001})):
+            result = tasks.add.using(queue_name="anything").enqueue(1, 2)
+        self.runner.wait_for(result, 10)
+        ScheduledTask.objects.update(delete_after=store.now("default"))
+
+        self.assertEqual(SUCCESSFUL, result.status)
+        self.assertEqual(1, store.purge("default", "default"))
+
+
+class ImportTests(TransactionTestCase):
+    """Modules that no row may import."""
+
+    def test_a_foreign_module_is_not_imported(self):
+        """A row that names a module outside the project does not get it imported."""
+        code = (
+            "import django; django.setup(); import sys\n"
+            "from dbtasks import registry, TaskNotFound\n"
+            "assert 'antigravity' not in sys.modules\n"
+            "try: registry.find('antigravity.fly')\n"
+            "except TaskNotFound: print('antigravity' in sys.modules)"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+
+        self.assertEqual("False\n", found.stdout)
+
+    def test_task_modules_allows_more(self):
+        """OPTIONS["task_modules"] names what else may be imported."""
+        from dbtasks import TaskNotFound, registry
+
+        with self.assertRaisesMessage(TaskNotFound, "no task that may be run"):
+            registry.find("this.task")
+        with self.assertRaisesMessage(TaskNotFound, "no task that may be run"):
+            registry.find("colorsys.rgb_to_hsv", ["colorsys"])
+        self.assertIn("colorsys", sys.modules)

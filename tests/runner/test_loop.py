@@ -1,0 +1,366 @@
+"""The runner from start to stop."""
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+from unittest import mock
+
+from django.db import DataError, connections
+from django.tasks.signals import task_finished, task_started
+from django.test import TransactionTestCase
+
+from dbtasks import RunnerError, store
+from dbtasks.models import ScheduledTask
+from dbtasks.runner import Runner, cleanup
+from dbtasks.testing import RunnerTestCase
+
+from ..store.base import DB, row, vendor
+from . import tasks
+
+
+def until(condition: Callable[[], Any], timeout: float = 10) -> None:
+    """Wait for the condition; fail after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not so after {timeout} s: {condition}")
+        time.sleep(0.005)
+
+
+class GateMixin:
+    """Closes the gate that tasks.wait_at_gate waits at."""
+
+    def setUp(self) -> None:
+        tasks.Gate.opened.clear()
+        tasks.Gate.entered = threading.Semaphore(0)
+        self.addCleanup(tasks.Gate.opened.set)
+        super().setUp()
+
+
+class RunningTests(RunnerTestCase):
+    """What tasks can rely on while they run."""
+
+    workers = 2
+
+    def test_threads_keep_their_connection(self):
+        """Tasks of one thread share a connection; nobody connects for each task."""
+        names = {
+            self.runner.wait_for(tasks.thread_name.enqueue(), 10).return_value for _ in range(10)
+        }
+
+        self.assertLessEqual(len(names), 2)
+
+    def test_coroutines_run_hundreds_at_once(self):
+        """Coroutines do not wait for threads: each waits for all the others here."""
+        results = tasks.meet.enqueue_many([((200,), {})] * 200)
+        for result in results:
+            self.runner.wait_for(result, 20)
+
+        self.assertEqual({"SUCCESSFUL"}, {result.status for result in results})
+
+    def test_each_coroutine_has_its_own_orm_thread(self):
+        """Thread-sensitive code runs in a thread of the task, not on the loop."""
+        results = tasks.count_rows.enqueue_many([((), {})] * 5)
+        for result in results:
+            self.runner.wait_for(result, 10)
+        values = [result.return_value for result in results]
+
+        self.assertTrue(all(found and name != loop for found, name, loop in values))
+        self.assertEqual({"dbtasks-loop"}, {loop for _, _, loop in values})
+
+    def test_context_tells_about_the_attempt(self):
+        """A task that takes the context sees itself running."""
+        result = self.runner.wait_for(tasks.tell_context.enqueue(), 10)
+
+        self.assertEqual([1, result.id, "RUNNING", result.worker_ids], result.return_value)
+        self.assertEqual([self.runner.worker_id], result.worker_ids)
+
+    def test_signals_are_sent_in_the_thread_of_the_task(self):
+        """Context-local tools see the task's own thread."""
+        seen = []
+
+        def receiver(task_result: Any, **kwargs: Any) -> None:
+            seen.append((str(task_result.status), threading.current_thread().name))
+
+        for signal in (task_started, task_finished):
+            signal.connect(receiver)
+            self.addCleanup(signal.disconnect, receiver)
+        name = self.runner.wait_for(tasks.thread_name.enqueue(), 10).return_value
+
+        self.assertEqual([("RUNNING", name), ("SUCCESSFUL", name)], seen)
+
+    def test_a_failed_task_is_logged_once_with_its_traceback(self):
+        """task_finished is sent inside the except block."""
+        with self.assertLogs("django.tasks", "ERROR") as logs:
+            self.runner.wait_for(tasks.throw.enqueue("group"), 10)
+
+        [record] = logs.records
+        self.assertIs(ExceptionGroup, record.exc_info[0])
+
+    def test_times_are_in_order(self):
+        """enqueued ≤ started ≤ finished, by the database's clock."""
+        result = self.runner.wait_for(tasks.add.enqueue(1, 2), 10)
+        slack = timedelta(milliseconds=20)
+
+        self.assertLessEqual(result.enqueued_at, result.started_at + slack)
+        self.assertLessEqual(result.started_at, result.finished_at)
+        self.assertEqual(result.started_at, result.last_attempted_at)
+
+    def test_a_run_after_is_waited_for(self):
+        """A scheduled task starts when its time has come, not before, and not a poll later."""
+        later = tasks.add.using(run_after=timedelta(seconds=0.3)).enqueue(1, 2)
+        result = self.runner.wait_for(later, 10)
+
+        self.assertGreaterEqual(result.started_at, result.task.run_after)
+        self.assertLess(result.started_at - result.task.run_after, timedelta(seconds=0.8))
+
+    def test_a_result_is_waited_for_from_outside(self):
+        """wait() and wait_for() return at once for what has finished."""
+        result = tasks.add.enqueue(1, 2)
+        self.assertEqual(3, result.wait(10).return_value)
+        self.assertEqual(3, self.runner.wait_for(result, 0).return_value)
+        self.assertTrue(self.runner.wait(10))
+
+    def test_two_may_wait_for_one_task(self):
+        """Every waiter is told."""
+        result = tasks.nap.enqueue(0.1)
+        others = [tasks.nap.get_result(result.id) for _ in range(2)]
+        threads = [threading.Thread(target=self.wait_and_close, args=(other,)) for other in others]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+
+        self.assertEqual([0.1, 0.1], [other.return_value for other in others])
+
+    def wait_and_close(self, result: Any) -> None:
+        self.runner.wait_for(result, 10)
+        connections.close_all()
+
+    def test_an_outcome_the_database_refuses_does_not_stay_running(self):
+        """The row ends FAILED with a sentence, and its neighbours as they should."""
+        settle = store.settle
+
+        def refuse(db: str, outcomes: Any) -> Any:
+            if any(outcome.return_value == "7" for outcome in outcomes):
+                raise DataError("refused")
+            return settle(db, outcomes)
+
+        with mock.patch("dbtasks.store.settle", refuse):
+            results = tasks.add.enqueue_many([((1, n), {}) for n in (5, 6, 7)])
+            for result in results:
+                self.runner.wait_for(result, 10)
+
+        self.assertEqual(
+            ["SUCCESSFUL", "FAILED", "SUCCESSFUL"], [result.status for result in results]
+        )
+
+    def test_expired_rows_go_beside_the_running_work(self):
+        """The purge deletes what its retention no longer keeps."""
+        result = self.runner.wait_for(tasks.add.using(retain=0.001).enqueue(1, 2), 10)
+        kept = self.runner.wait_for(tasks.add.enqueue(1, 2), 10)
+        duty = self.runner._maintenance
+        duty._purge()
+
+        self.assertEqual(
+            [kept.id], [str(pk) for pk in ScheduledTask.objects.values_list("pk", flat=True)]
+        )
+        self.assertNotEqual(result.id, kept.id)
+
+    def test_cleanup_is_a_task(self):
+        """Anybody may enqueue or schedule it."""
+        old = self.runner.wait_for(tasks.add.enqueue(1, 2), 10)
+        ScheduledTask.objects.filter(pk=old.id).update(
+            finished_at=store.now(DB) - timedelta(hours=2)
+        )
+        result = self.runner.wait_for(cleanup.enqueue(3600), 10)
+
+        self.assertEqual(1, result.return_value)
+        self.assertFalse(ScheduledTask.objects.filter(pk=old.id).exists())
+
+    def test_lost_connections_do_not_end_the_runner(self):
+        """Connections that the server closes are opened again."""
+        if vendor() == "sqlite":
+            self.skipTest("SQLite has no server")
+        self.runner.wait_for(tasks.look_around.enqueue(), 10)
+        self.kill_connections()
+
+        self.assertEqual(3, self.runner.wait_for(tasks.add.enqueue(1, 2), 20).return_value)
+
+    def kill_connections(self) -> None:
+        with connections[DB].cursor() as cursor:
+            if vendor() == "postgresql":
+                cursor.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+                return
+            cursor.execute(
+                "SELECT id FROM information_schema.processlist "
+                "WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+            )
+            for (id,) in cursor.fetchall():
+                cursor.execute(f"KILL {id}")
+
+
+class OrderTests(TransactionTestCase):
+    """Drains with one thread, so that order can be seen."""
+
+    def drain(self, **options: Any) -> Runner:
+        runner = Runner(workers=1, drain=True, **options)
+        thread = threading.Thread(target=runner.run)
+        thread.start()
+        thread.join(30)
+        self.assertFalse(thread.is_alive())
+        return runner
+
+    def order(self) -> list[int]:
+        rows = ScheduledTask.objects.successful().order_by("started_at", "id")
+        return [task.args[0] for task in rows]
+
+    def test_higher_priority_first_then_older(self):
+        """Rows start in the order that the claim promises."""
+        for n, priority in enumerate((0, 5, -5, 5, 0)):
+            tasks.add.using(priority=priority).enqueue(n, 0)
+        self.drain()
+
+        self.assertEqual([1, 3, 0, 4, 2], self.order())
+
+    def test_drain_stops_when_nothing_is_due(self):
+        """Rows whose time has not come do not keep a drain from ending."""
+        tasks.add.using(run_after=timedelta(hours=1)).enqueue(1, 0)
+        tasks.add.enqueue_many([((n, 0), {}) for n in range(2000)])
+        runner = self.drain()
+
+        self.assertEqual((2000, 0), (runner.done, runner.failed))
+        self.assertEqual(1, ScheduledTask.objects.held().count())
+
+    def test_max_tasks_is_kept(self):
+        """No more tasks are run than asked, and none stays claimed."""
+        tasks.add.enqueue_many([((n, 0), {}) for n in range(20)])
+        runner = self.drain(max_tasks=7)
+
+        self.assertEqual(7, runner.done)
+        self.assertEqual(13, ScheduledTask.objects.due().count())
+
+    def test_only_the_named_queues_are_served(self):
+        """Other queues' rows stay."""
+        tasks.add.enqueue(1, 0)
+        tasks.add.using(queue_name="mail").enqueue(2, 0)
+        self.drain(queues=["mail"])
+
+        self.assertEqual([2], self.order())
+
+    def test_a_runner_can_run_again(self):
+        """run() may be called again once it has ended."""
+        runner = Runner(workers=1, drain=True)
+        for n in range(2):
+            tasks.add.enqueue(n, 0)
+            thread = threading.Thread(target=runner.run)
+            thread.start()
+            thread.join(30)
+
+        self.assertEqual([0, 1], self.order())
+        self.assertEqual(2, ScheduledTask.objects.values("worker_ids").distinct().count())
+
+    def test_a_runner_that_cannot_run_says_why(self):
+        """Each mistake has its sentence."""
+        for options in ({"workers": 0}, {"loop_delay": 0}):
+            with self.assertRaises(ValueError):
+                Runner(**options)
+        with self.assertRaisesMessage(RunnerError, "There is no backend 'gone' in TASKS"):
+            Runner(backend="gone").run()
+
+
+class StopTests(GateMixin, TransactionTestCase):
+    """What stop() leaves behind."""
+
+    def start(self, **options: Any) -> tuple[Runner, threading.Thread]:
+        runner = Runner(**{"workers": 1, **options})
+        thread = threading.Thread(target=runner.run, daemon=True)
+        thread.start()
+        self.assertTrue(runner.ready.wait(10))
+        self.addCleanup(thread.join, 10)
+        self.addCleanup(tasks.Gate.opened.set)
+        self.addCleanup(runner.stop)
+        return runner, thread
+
+    def test_an_idle_runner_stops_at_once(self):
+        """However long it would have slept."""
+        runner, thread = self.start(loop_delay=60)
+        until(lambda: not runner._likely)
+        runner.stop()
+        thread.join(5)
+
+        self.assertFalse(thread.is_alive())
+        self.assertTrue(runner.finished.is_set())
+
+    def test_running_tasks_are_finished(self):
+        """Stop waits for what runs, within its grace."""
+        runner, thread = self.start()
+        result = tasks.wait_at_gate.enqueue()
+        tasks.Gate.entered.acquire(timeout=10)
+        runner.stop()
+        tasks.Gate.opened.set()
+        thread.join(10)
+
+        result.refresh()
+        self.assertEqual("SUCCESSFUL", result.status)
+        self.assertEqual(0, runner.abandoned)
+
+    def test_what_has_not_started_is_given_back(self):
+        """Rows claimed ahead are due again, as if nobody had touched them."""
+        runner, thread = self.start()
+        runner._pool._average = 0.001
+        tasks.wait_at_gate.enqueue()
+        tasks.add.enqueue_many([((n, 0), {}) for n in range(20)])
+        tasks.Gate.entered.acquire(timeout=10)
+        runner.stop()
+        until(lambda: ScheduledTask.objects.due().count() == 20)
+        tasks.Gate.opened.set()
+        thread.join(10)
+
+        self.assertEqual({0}, set(ScheduledTask.objects.due().values_list("attempt", flat=True)))
+
+    def test_what_outlasts_the_grace_is_given_back(self):
+        """An abandoned row starts again elsewhere; its late outcome changes nothing."""
+        runner, thread = self.start(grace=0.1)
+        result = tasks.wait_at_gate.enqueue()
+        tasks.Gate.entered.acquire(timeout=10)
+        runner.stop()
+        thread.join(10)
+        self.assertEqual(1, runner.abandoned)
+        tasks.Gate.opened.set()
+
+        again = row(result.id)
+        self.assertEqual(("READY", "", 1), (again.status, again.hold, again.attempt))
+        self.assertEqual("dbtasks.exceptions.TaskAbandoned", again.errors[0][0])
+        Runner(workers=1, drain=True).run()
+        self.assertEqual("SUCCESSFUL", row(result.id).status)
+
+    def test_a_second_stop_waits_for_nothing(self):
+        """Asked twice, the runner leaves now and gives back what runs."""
+        runner, thread = self.start(grace=60)
+        result = tasks.wait_at_gate.enqueue()
+        tasks.Gate.entered.acquire(timeout=10)
+        runner.stop()
+        runner.stop()
+        thread.join(10)
+
+        self.assertFalse(thread.is_alive())
+        self.assertEqual("READY", row(result.id).status)
+
+    def test_a_long_task_does_not_keep_its_neighbours(self):
+        """Rows that wait behind a long task are given back, for another runner to take."""
+        runner, _ = self.start()
+        runner._pool._average = 0.001
+        tasks.wait_at_gate.using(priority=9).enqueue()
+        many = tasks.add.enqueue_many([((n, 0), {}) for n in range(20)])
+        tasks.Gate.entered.acquire(timeout=10)
+        other, _ = self.start()
+
+        for result in many:
+            other.wait_for(result, 10)
+        self.assertEqual(1, ScheduledTask.objects.running().count())
