@@ -1,0 +1,8 @@
+"""The task that is measured: nothing."""
+
+from django.tasks import task
+
+
+@task
+def noop() -> None:
+    """Do nothing."""

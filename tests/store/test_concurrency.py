@@ -1,0 +1,89 @@
+"""Several workers at once, each with a connection of its own."""
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from django.db import connections
+from django.test import TransactionTestCase
+
+from dbtasks import store
+from dbtasks.models import ScheduledTask
+
+from .base import DB, make_task, outcome
+
+
+def together(workers: int, work: Callable[[int], Any]) -> list[Any]:
+    """Run the work in so many threads that start at once; return what each returned."""
+    barrier, results = threading.Barrier(workers), [None] * workers
+
+    def run(number: int) -> None:
+        try:
+            barrier.wait(10)
+            results[number] = work(number)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return results
+
+
+class ConcurrencyTests(TransactionTestCase):
+    """What one worker takes, no other gets."""
+
+    def test_no_row_is_claimed_twice_and_none_is_left(self):
+        """Four workers share the rows between them."""
+        made = {make_task(priority=n % 3, queue_name="ab"[n % 2]) for n in range(300)}
+
+        def work(number: int) -> list[Any]:
+            taken: list[Any] = []
+            queues = None if number % 2 else ["a", "b"]
+            for _ in range(1000):
+                claims = store.claim(DB, "default", f"w{number}", 7, queues)
+                taken += [claim.id for claim in claims]
+                if not claims and not store.look(DB, "default").due:
+                    break
+            return taken
+
+        taken = Counter(id for ids in together(4, work) for id in ids)
+
+        self.assertEqual({1}, set(taken.values()))
+        self.assertEqual(len(made), len(taken))
+
+    def test_a_mix_of_everything_ends_well(self):
+        """Claims, outcomes, releases, enqueues and cancels at once: each row ends, once."""
+        seed = random.randrange(10**6)
+        print(f"seed {seed}", end=" ")
+        for _ in range(100):
+            make_task()
+
+        def work(number: int) -> list[Any]:
+            chance, written = random.Random(seed + number), []
+            for _ in range(1000):
+                claims = store.claim(DB, "default", f"w{number}", 5)
+                back = [claim for claim in claims if chance.random() < 0.2]
+                store.release(DB, back)
+                ended = [outcome(claim) for claim in claims if claim not in back]
+                written += store.settle(DB, ended)
+                # What was given back is not this worker's any more.
+                if store.settle(DB, [outcome(claim) for claim in back]):
+                    raise AssertionError("a stale outcome was written")
+                if chance.random() < 0.1:
+                    make_task()
+                if not claims:
+                    break
+            return written
+
+        written = Counter(id for ids in together(4, work) for id in ids)
+        while claims := store.claim(DB, "default", "last", 50):
+            written.update(store.settle(DB, [outcome(claim) for claim in claims]))
+
+        self.assertEqual({1}, set(written.values()))
+        self.assertEqual(ScheduledTask.objects.successful().count(), len(written))
+        self.assertEqual(ScheduledTask.objects.count(), len(written))
