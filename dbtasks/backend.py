@@ -9,6 +9,7 @@ import platform
 import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -303,7 +304,14 @@ class DatabaseBackend(BaseTaskBackend):
         """
         from . import store
 
-        return bool(store.cancel(self.database, [_uuid(result_id)], self.config.retain))
+        return bool(store.cancel(self.database, [_uuid(result_id)], self.retain_failed))
+
+    def retain_failed(self, row: "ScheduledTask") -> timedelta | None:
+        """Return how long the row stays if it fails: by the call, the task, or the options."""
+        call = decode_policies(row.policy).get("retain")
+        task = registry.get(row.task_path)
+        stay: timedelta | None = call or getattr(task, "retain", None)
+        return stay or self.config.retain(row.task_path, TaskResultStatus.FAILED)
 
     def retry(self, result_id: str) -> bool:
         """Make the row READY again if it is FAILED; return whether that was so."""

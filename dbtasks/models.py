@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from django.db import models
 from django.db.models import Q
+from django.db.models.expressions import RawSQL
 from django.tasks import TaskResultStatus
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
@@ -62,28 +63,33 @@ class JSONText(models.TextField):
         return json.loads(value) if isinstance(value, str) else value
 
 
+def _literal(constant: str) -> RawSQL:
+    """Return the constant as SQL: with a parameter in its place SQLite uses no partial index."""
+    return RawSQL(f"'{constant}'", ())
+
+
 class ScheduledTaskQuerySet(models.QuerySet["ScheduledTask"]):
     """The states people name, each as the index that serves it."""
 
     def due(self) -> Self:
         """Return rows that a runner may claim now."""
-        return self.filter(status=READY, hold=Hold.NONE)
+        return self.filter(status=_literal(READY), hold=_literal(Hold.NONE))
 
-    def held(self) -> Self:
-        """Return READY rows that may not be claimed yet."""
-        return self.filter(status=READY).exclude(hold=Hold.NONE)
+    def scheduled(self) -> Self:
+        """Return rows that wait for their run_after."""
+        return self.filter(status=_literal(READY), hold=_literal(Hold.SCHEDULED))
 
     def running(self) -> Self:
         """Return rows that were claimed and have not finished."""
-        return self.filter(status=RUNNING)
+        return self.filter(status=_literal(RUNNING))
 
     def successful(self) -> Self:
         """Return rows that ended well."""
-        return self.filter(status=SUCCESSFUL)
+        return self.filter(status=_literal(SUCCESSFUL))
 
     def failed(self) -> Self:
         """Return rows that ended in an error, cancelled ones among them."""
-        return self.filter(status=FAILED)
+        return self.filter(status=_literal(FAILED))
 
     def finished(self) -> Self:
         """Return rows that have ended."""

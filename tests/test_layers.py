@@ -29,7 +29,9 @@ LEVELS = {
     "runner": 8,
     "inline": 8,
     "checks": 9,
+    "mask": 9,
     "cli": 9,
+    "report": 9,
     "testing": 9,
     "apps": 9,
     "management": 10,
@@ -92,12 +94,23 @@ class LayersTests(SimpleTestCase):
 
     def test_only_store_writes_rows(self):
         """No other module changes a row."""
-        verbs = (".update(", ".delete()", ".save(", "bulk_create", "bulk_update", ".create(")
         writers = [
             path.name
             for path in PACKAGE.rglob("*.py")
-            if not {"store", "migrations"} & set(path.parts)
-            and any(verb in path.read_text() for verb in verbs)
+            if not {"store", "migrations"} & set(path.parts) and writes(path)
         ]
 
         self.assertEqual([], writers)
+
+
+def writes(path: Path) -> bool:
+    """Tell whether the file calls what changes rows; a dict's update() takes no keywords."""
+    names = {"update", "save", "delete", "create", "bulk_create", "bulk_update", "_raw_delete"}
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return any(
+        isinstance(call.func, ast.Attribute)
+        and call.func.attr in names
+        and not call.args
+        and getattr(call.func.value, "id", "") != "store"
+        for call in calls
+    )

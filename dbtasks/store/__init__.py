@@ -13,6 +13,7 @@ knows threads. Times are the database's own, read in the statement.
     run_now     scheduled → due
     cancel      READY → FAILED
     purge       finished → deleted
+    delete      finished → deleted
 
 Each opens its own transaction and runs again when the database asks for that (deadlock, lock
 timeout), except inside a transaction of the caller, which only enqueue and the acts by hand join.
@@ -54,6 +55,7 @@ __all__ = [
     "cancel",
     "claim",
     "claim_one",
+    "delete",
     "enqueue",
     "key",
     "look",
@@ -237,6 +239,17 @@ def purge(db: str, backend: str) -> int:
     return _unit(db, unit)
 
 
+def delete(db: str, ids: Iterable[UUID], *, expired: bool = False) -> int:
+    """Delete those of the rows that are finished; return how many there were.
+
+    Of these only the ones whose retention is over, if `expired` says so.
+    """
+    rows = _by_hand(db, ids).finished()
+    if expired:
+        rows = rows.filter(delete_after__lte=now(db))
+    return _unit(db, lambda *_: int(rows._raw_delete(db)))
+
+
 def purge_older(
     db: str,
     age: timedelta,
@@ -275,52 +288,46 @@ def retry(db: str, ids: Iterable[UUID]) -> int:
 
     Errors and starts are kept, the counts that limit attempts begin anew, the fence goes on.
     """
-    return (
-        _by_hand(db, ids)
-        .filter(status=FAILED)
-        .update(
-            status=READY,
-            hold=Hold.NONE,
-            run_after=None,
-            failures=0,
-            lost=0,
-            cancel_requested=False,
-            finished_at=None,
-            delete_after=None,
-        )
-    )
+    rows = _by_hand(db, ids).filter(status=FAILED)
+    fresh = {"failures": 0, "lost": 0, "cancel_requested": False}
+    never = {"run_after": None, "finished_at": None, "delete_after": None}
+    return _unit(db, lambda *_: rows.update(status=READY, hold=Hold.NONE, **fresh, **never))
 
 
 def run_now(db: str, ids: Iterable[UUID]) -> int:
     """Make those of the rows that wait for their run_after due; return how many there were."""
     rows = _by_hand(db, ids).filter(status=READY, hold=Hold.SCHEDULED)
-    return rows.update(hold=Hold.NONE, run_after=None)
+    return _unit(db, lambda *_: rows.update(hold=Hold.NONE, run_after=None))
 
 
-def cancel(db: str, ids: Iterable[UUID], retain: Callable[[str, str], timedelta | None]) -> int:
+def cancel(
+    db: str, ids: Iterable[UUID], retain: Callable[[ScheduledTask], timedelta | None]
+) -> int:
     """Finish those of the rows that have not started as FAILED; return how many there were.
 
-    TaskCancelled is added to their errors. `retain` tells, by task path and status, how long
-    they stay.
+    TaskCancelled is added to their errors. `retain` tells how long a row stays.
     """
-    at, cancelled = now(db), 0
-    with transaction.atomic(db):
-        for row in _by_hand(db, ids).filter(status=READY):
-            stay = retain(row.task_path, FAILED)
-            error = (class_path(TaskCancelled), str(TaskCancelled()))
-            cancelled += (
-                _by_hand(db, [row.pk])
-                .filter(status=READY, fence=row.fence)
-                .update(
-                    status=FAILED,
-                    hold=Hold.NONE,
-                    finished_at=at,
-                    delete_after=stay and at + stay,
-                    errors=[*(row.errors or []), error],
-                    unique_slot=None,
-                )
-            )
-    return cancelled
+    ids, at = list(ids), now(db)
+
+    def unit(*_: Any) -> int:
+        with transaction.atomic(db):
+            rows = _by_hand(db, ids).filter(status=READY)
+            return sum(_cancel(db, row, at, retain(row)) for row in rows)
+
+    return _unit(db, unit)
+
+
+def _cancel(db: str, row: ScheduledTask, at: datetime, stay: timedelta | None) -> int:
+    error = (class_path(TaskCancelled), str(TaskCancelled()))
+    untouched = _by_hand(db, [row.pk]).filter(status=READY, fence=row.fence)
+    return untouched.update(
+        status=FAILED,
+        hold=Hold.NONE,
+        finished_at=at,
+        delete_after=stay and at + stay,
+        errors=[*(row.errors or []), error],
+        unique_slot=None,
+    )
 
 
 def _by_hand(db: str, ids: Iterable[UUID]) -> ScheduledTaskQuerySet:

@@ -235,7 +235,7 @@ class OrderTests(TransactionTestCase):
         runner = self.drain()
 
         self.assertEqual((2000, 0), (runner.done, runner.failed))
-        self.assertEqual(1, ScheduledTask.objects.held().count())
+        self.assertEqual(1, ScheduledTask.objects.scheduled().count())
 
     def test_max_tasks_is_kept(self):
         """No more tasks are run than asked, and none stays claimed."""

@@ -262,7 +262,7 @@ class ByHandTests(TestCase):
 
     def test_cancel_moves_rows_that_have_not_started_only(self):
         """A cancelled row is FAILED and says why; a running one is left alone."""
-        self.assertEqual(2, store.cancel(DB, self.all, lambda path, status: timedelta(days=1)))
+        self.assertEqual(2, store.cancel(DB, self.all, lambda row: timedelta(days=1)))
         self.assertEqual(["FAILED", "FAILED", "RUNNING", "SUCCESSFUL", "FAILED"], self.states())
         cancelled = row(self.due)
         self.assertEqual("dbtasks.exceptions.TaskCancelled", cancelled.errors[0][0])
