@@ -1,8 +1,10 @@
 """A database backend and a runner for Django's own tasks.
 
-Owns the names that users import from ``dbtasks``; all of them can be imported before Django has
-loaded its apps. Never holds code of its own.
+Owns the names that users import from ``dbtasks``. All can be imported before Django has loaded its
+apps, but for those that run tasks, which need the models. Never holds code of its own.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from .exceptions import (
     DBTasksError,
@@ -10,6 +12,7 @@ from .exceptions import (
     RunnerError,
     TaskAbandoned,
     TaskCancelled,
+    TaskNotDue,
     TaskNotFound,
 )
 from .schedule import Duration
@@ -23,7 +26,24 @@ __all__ = [
     "Task",
     "TaskAbandoned",
     "TaskCancelled",
+    "TaskNotDue",
     "TaskNotFound",
     "TaskResult",
+    "pending_count",
+    "process_one",
+    "process_tasks",
+    "run_task",
     "task",
 ]
+
+if TYPE_CHECKING:
+    from .inline import pending_count, process_one, process_tasks, run_task
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs loaded apps when it is asked for."""
+    if name in {"pending_count", "process_one", "process_tasks", "run_task"}:
+        from . import inline
+
+        return getattr(inline, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,6 +20,10 @@ class TaskNotFound(DBTasksError):
     """The row names a function that is no registered task."""
 
 
+class TaskNotDue(DBTasksError):
+    """The task may not be run now."""
+
+
 class TaskCancelled(DBTasksError):
     """The task was cancelled before it started."""
 

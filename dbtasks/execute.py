@@ -5,6 +5,7 @@ thread as it was found. Never writes to our rows: the Outcome is settled by whoe
 """
 
 import logging
+import threading
 import time
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
-from django.db import connections
+from django.db import connections, reset_queries
 from django.dispatch import Signal
 from django.tasks import TaskResultStatus, base
 from django.tasks.signals import (
@@ -83,14 +84,24 @@ def _is_set(result: LiveResult, name: str) -> bool:
 class Attempt:
     """One start of one claimed row. Used by one thread, once."""
 
-    __slots__ = ("claim", "error", "job", "result", "started", "task")
+    __slots__ = ("_open", "claim", "error", "job", "result", "started", "task")
 
     def __init__(self, job: Job, claim: Claim) -> None:
         self.job, self.claim = job, claim
-        self.started = 0.0
+        # On the monotonic clock; the claim's moment until the task is called.
+        self.started = claim.clock
         self.task: base.Task | None = None
         self.result: Any = None
         self.error: BaseException | None = None
+        self._open = [True]
+
+    def close(self) -> bool:
+        """Return True to the first who asks, in whatever thread: the outcome is theirs."""
+        try:
+            # Atomic, unlike a flag that is read and then set.
+            return self._open.pop()
+        except IndexError:
+            return False
 
     def run(self) -> Outcome:
         """Run the task in this thread, coroutines included; return what became of it.
@@ -106,11 +117,21 @@ class Attempt:
             value, text = self._dump(task.call(*args, **kwargs))
         except BaseException as error:  # sys.exit() in a task ends the task, not the thread
             outcome = self._failed(error)
-            self._announce(task_finished)
+            if not self.interrupted:
+                self._announce(task_finished)
             return outcome
         outcome = self._succeeded(value, text)
         self._announce(task_finished)
         return outcome
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C broke in, which is not the task's own end; asked in its thread.
+
+        Whoever runs attempts in the main thread, the only one that gets it, raises it again.
+        """
+        main = threading.current_thread() is threading.main_thread()
+        return main and isinstance(self.error, KeyboardInterrupt)
 
     async def arun(self) -> Outcome:
         """Run the coroutine of the task on this event loop; return what became of it.
@@ -339,3 +360,5 @@ def leave_clean(task_path: str) -> None:
             del connections[connection.alias]
         else:
             connection.close_if_unusable_or_obsolete()
+    # With DEBUG each connection would remember thousands of statements.
+    reset_queries()

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 
-from django.db import Error, InterfaceError, OperationalError, connections
+from django.db import Error, InterfaceError, OperationalError, connections, reset_queries
 
 from . import payload, store
 from .execute import Attempt
@@ -65,6 +65,7 @@ class Finisher:
                 self._settled(self._write(batch))
                 with self._counting:
                     self.backlog -= len(batch)
+                reset_queries()
         finally:
             connections.close_all()
 
@@ -86,7 +87,7 @@ class Finisher:
         pause = FIRST_PAUSE
         while True:
             try:
-                return self._settle(batch)
+                return settle(self._db, batch)
             except (OperationalError, InterfaceError) as error:
                 if not pause_after(error, self._db, pause, self._hurry):
                     logger.error("%d outcomes could not be stored", len(batch))
@@ -96,21 +97,23 @@ class Finisher:
                 # The data of one of them. It must not keep the others, nor stay RUNNING itself.
                 if len(batch) > 1:
                     return [ended for one in batch for ended in self._write([one])]
-                batch = [_unstorable(*batch[0])]
+                batch = [unstorable(*batch[0])]
 
-    def _settle(self, batch: list[Ended]) -> list[Ended]:
-        written = store.settle(self._db, [outcome for _, outcome in batch])
-        if len(written) == len(batch):
-            return batch
-        for attempt, outcome in batch:
-            if outcome.id not in written:
-                logger.warning(
-                    "%s %s moved on, or was stored before; this outcome (%s) was dropped",
-                    attempt.claim.task_path,
-                    outcome.id,
-                    outcome.status,
-                )
-        return [ended for ended in batch if ended[1].id in written]
+
+def settle(db: str, batch: list[Ended]) -> list[Ended]:
+    """Write the outcomes; return those whose claim still stood, and log the others."""
+    written = store.settle(db, [outcome for _, outcome in batch])
+    if len(written) == len(batch):
+        return batch
+    for attempt, outcome in batch:
+        if outcome.id not in written:
+            logger.warning(
+                "%s %s moved on, or was stored before; this outcome (%s) was dropped",
+                attempt.claim.task_path,
+                outcome.id,
+                outcome.status,
+            )
+    return [ended for ended in batch if ended[1].id in written]
 
 
 def pause_after(error: Exception, db: str, seconds: float, stop: threading.Event) -> bool:
@@ -120,7 +123,7 @@ def pause_after(error: Exception, db: str, seconds: float, stop: threading.Event
     return not stop.wait(seconds)
 
 
-def _unstorable(attempt: Attempt, outcome: Outcome) -> Ended:
+def unstorable(attempt: Attempt, outcome: Outcome) -> Ended:
     """Return the outcome in words that any database takes."""
     logger.error("The outcome of %s %s cannot be stored", attempt.claim.task_path, outcome.id)
     error = ("builtins.ValueError", "The database refused the task's result or error text.")

@@ -116,7 +116,8 @@ class Pool:
 
     def abandon(self) -> list[tuple[Attempt, Outcome]]:
         """Return the outcomes with which running attempts are given up; theirs comes too late."""
-        return [(attempt, attempt.abandon()) for attempt in tuple(self._running)]
+        given_up = [attempt for attempt in tuple(self._running) if attempt.close()]
+        return [(attempt, attempt.abandon()) for attempt in given_up]
 
     def stop(self) -> None:
         """Let the threads and the loop end once they have nothing to do."""
@@ -144,14 +145,19 @@ class Pool:
                 else:
                     outcome = attempt.run()
                     leave_clean(claim.task_path)
-                    # In this order, so that the attempt is somewhere at every moment.
-                    self._done(attempt, outcome)
-                    self._running.discard(attempt)
+                    self._end(attempt, outcome)
                 self._average += (time.monotonic() - began - self._average) / 16
                 if self._waiting.qsize() <= self._low:
                     self._hungry()
         finally:
             connections.close_all()
+
+    def _end(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Pass the outcome on, unless the attempt was given up meanwhile."""
+        if attempt.close():
+            self._done(attempt, outcome)
+        # Only now, so that the attempt is somewhere at every moment.
+        self._running.discard(attempt)
 
     def _start(self, attempt: Attempt) -> None:
         """Run the attempt's coroutine on the event loop, which starts with the first one."""
@@ -172,6 +178,5 @@ class Pool:
 
     async def _accompany(self, attempt: Attempt) -> None:
         outcome = await attempt.arun()
-        self._done(attempt, outcome)
-        self._running.discard(attempt)
+        self._end(attempt, outcome)
         self._hungry()

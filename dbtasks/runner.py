@@ -11,14 +11,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 
-from django.db import connections
-from django.tasks import TaskResult, task_backends
+from django.db import connections, reset_queries
+from django.tasks import DEFAULT_TASK_QUEUE_NAME, TaskContext, TaskResult, task_backends
 
 from . import registry, store, wakeup
 from .backend import DatabaseBackend, make_worker_id
 from .exceptions import RunnerError
 from .finisher import FIRST_PAUSE, LONGEST_PAUSE, Ended, Finisher, pause_after
 from .maintenance import Maintenance
+from .models import FAILED, SUCCESSFUL
 from .pool import PREFETCH_SECONDS, Pool
 from .store import Claim
 from .task import task
@@ -80,6 +81,7 @@ class Runner:
         """Ask run() to claim no more, finish what runs within `grace`, and return.
 
         Asked again, it waits for nothing: running tasks are given back to be started again.
+        Asked before run(), that returns as soon as it is called.
         """
         if self._stopping.is_set():
             self._aborting.set()
@@ -90,6 +92,11 @@ class Runner:
         """Look for work at once."""
         self._likely = True
         self._ring()
+
+    @property
+    def running(self) -> int:
+        """How many attempts have started and not ended."""
+        return 0 if self._pool is None else self._pool.running
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until nothing is due, running or unsettled; return False if that took too long."""
@@ -144,8 +151,6 @@ class Runner:
         backend = check_backend(self.backend)
         self._db = backend.database
         self.worker_id = make_worker_id(self.name)
-        self._stopping.clear()
-        self._aborting.clear()
         self.finished.clear()
         self.done = self.failed = self.abandoned = 0
         self._claimed, self._likely, self._look_at = 0, True, 0.0
@@ -173,6 +178,8 @@ class Runner:
     def _tick(self) -> float:
         """Do what there is to do; return the seconds to sleep, unless woken."""
         assert self._pool is not None
+        # With DEBUG a connection would remember thousands of statements.
+        reset_queries()
         now = time.monotonic()
         if now >= self._look_at:
             self._look_at = now + self._promote()
@@ -206,6 +213,7 @@ class Runner:
         self._claiming = True
         try:
             claims = store.claim(self._db, self.backend, self.worker_id, limit, self.queues)
+            logger.debug("Claimed %d of at most %d rows", len(claims), limit)
             self._pool.submit(claims)
         finally:
             self._claiming = False
@@ -225,7 +233,9 @@ class Runner:
         return delay if look.next_due is None else min(delay, look.next_due)
 
     def _look(self) -> store.Look:
-        return store.look(self._db, self.backend, self.queues)
+        look = store.look(self._db, self.backend, self.queues)
+        logger.debug("Looked: due %s, next in %s s", look.due, look.next_due)
+        return look
 
     def _is_over(self) -> bool:
         if not self._is_empty():
@@ -241,8 +251,9 @@ class Runner:
 
     def _on_settled(self, batch: Sequence[Ended]) -> None:
         """Count and tell. Runs in the finisher's thread."""
-        self.done += len(batch)
-        self.failed += sum(attempt.error is not None for attempt, _ in batch)
+        statuses = [outcome.status for _, outcome in batch]
+        self.failed += (failed := statuses.count(FAILED))
+        self.done += statuses.count(SUCCESSFUL) + failed
         if self._report is not None:
             self._report(batch)
         with self._settled:
@@ -270,10 +281,13 @@ class Runner:
         finally:
             self._pool.stop()
             # At least a moment: an outcome in hand is worth more than a quick exit.
-            self._finisher.stop(max(1.0, deadline - time.monotonic()))
+            left = 0.0 if self._aborting.is_set() else deadline - time.monotonic()
+            self._finisher.stop(max(1.0, left))
             self._maintenance.stop(1.0)
             self._pool.join(1.0 if not self.abandoned else 0.0)
             connections.close_all()
+            self._stopping.clear()
+            self._aborting.clear()
             self.ready.clear()
             self.finished.set()
 
@@ -305,8 +319,23 @@ def check_backend(alias: str) -> DatabaseBackend:
     return backend
 
 
-@task
-def cleanup(seconds: float) -> int:
-    """Delete finished rows that ended more than `seconds` ago; return how many there were."""
-    backend = check_backend("default")
-    return sum(store.purge_older(backend.database, timedelta(seconds=seconds)))
+def _home() -> dict[str, Any]:
+    """Return backend and queue of our own task: the first of ours, and a queue it allows."""
+    for alias in task_backends:
+        backend = task_backends[alias]
+        if isinstance(backend, DatabaseBackend):
+            allowed = sorted(backend.queues) or [DEFAULT_TASK_QUEUE_NAME]
+            usual = DEFAULT_TASK_QUEUE_NAME in allowed
+            return {
+                "backend": alias,
+                "queue_name": DEFAULT_TASK_QUEUE_NAME if usual else allowed[0],
+            }
+    return {}
+
+
+@task(takes_context=True, **_home())
+def cleanup(context: TaskContext, seconds: float) -> int:
+    """Delete rows of its backend that finished more than `seconds` ago; return how many."""
+    alias = context.task_result.backend
+    db = check_backend(alias).database
+    return sum(store.purge_older(db, timedelta(seconds=seconds), backend=alias))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields, replace
 from datetime import datetime, timedelta
-from typing import Any, Self
+from typing import Any, Self, overload
 
 from django.tasks import base, task_backends
 from django.tasks.base import TaskError
@@ -91,7 +91,15 @@ POLICIES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 }
 
 
-def task(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+@overload
+def task(function: Callable[..., Any], /) -> base.Task: ...
+
+
+@overload
+def task(**options: Any) -> Callable[[Callable[..., Any]], base.Task]: ...
+
+
+def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Decorate a module-level function as a task: Django's ``@task`` plus policies, also on 6.0.
 
     Takes what ``django.tasks.task`` takes (priority, queue_name, backend, takes_context) and any

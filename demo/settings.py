@@ -51,8 +51,8 @@ ROOT_URLCONF = "demo.urls"
 WSGI_APPLICATION = "demo.wsgi.application"
 STATIC_URL = "static/"
 
-DEMO_DATABASE = sqlite_url(BASE_DIR / "demo.sqlite3")
-DATABASES = {"default": database(os.environ.get("DBTASKS_DATABASE") or DEMO_DATABASE)}
+DEMO_FILE = BASE_DIR / "demo.sqlite3"
+DATABASES = {"default": database(os.environ.get("DBTASKS_DATABASE") or sqlite_url(DEMO_FILE))}
 
 TASKS = {
     "default": {
@@ -64,3 +64,10 @@ TASKS = {
 
 USE_TZ = True
 TIME_ZONE = "UTC"
+
+# The runner's own line says which task failed and why; with DEBUG, Django would add a traceback.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "loggers": {"django.tasks": {"level": "CRITICAL"}},
+}

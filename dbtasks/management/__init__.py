@@ -1,0 +1,1 @@
+"""The commands' home, where Django looks for it."""

@@ -257,7 +257,6 @@ def purge_older(
     backend: str | None = None,
     statuses: Iterable[str] = FINISHED,
     batch: int = BATCH,
-    pause: float = 0.0,
 ) -> Iterator[int]:
     """Delete rows that finished longer ago than `age`, oldest first, whatever their retention.
 

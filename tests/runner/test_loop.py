@@ -1,5 +1,7 @@
 """The runner from start to stop."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +11,7 @@ from unittest import mock
 
 from django.db import DataError, connections
 from django.tasks.signals import task_finished, task_started
-from django.test import TransactionTestCase
+from django.test import TransactionTestCase, override_settings
 
 from dbtasks import RunnerError, store
 from dbtasks.models import ScheduledTask
@@ -364,3 +366,42 @@ class StopTests(GateMixin, TransactionTestCase):
         for result in many:
             other.wait_for(result, 10)
         self.assertEqual(1, ScheduledTask.objects.running().count())
+
+
+class OtherSettingsTests(TransactionTestCase):
+    """Projects that are not set up like most."""
+
+    def test_a_project_without_a_default_queue_or_backend_can_run(self):
+        """Our own task finds a queue and a backend that there are."""
+        code = (
+            "import django; django.setup()\n"
+            "from django.conf import settings\n"
+            "settings.TASKS = {'main': {'BACKEND': 'dbtasks.backend.DatabaseBackend', "
+            "'QUEUES': ['mail']}}\n"
+            "from dbtasks.runner import cleanup\n"
+            "print(cleanup.backend, cleanup.queue_name)"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+
+        self.assertEqual("main mail\n", found.stdout)
+
+    def test_a_stop_before_the_start_is_kept(self):
+        """A signal that comes early is not lost; the next run is not concerned."""
+        tasks.add.enqueue(1, 2)
+        runner = Runner(workers=1)
+        runner.stop()
+        runner.run()
+
+        self.assertEqual(0, runner.done)
+        self.assertEqual(1, ScheduledTask.objects.due().count())
+
+    @override_settings(DEBUG=True)
+    def test_debug_does_not_fill_the_memory(self):
+        """Statements are not kept for ever when Django remembers them."""
+        tasks.add.enqueue_many([((n, 0), {}) for n in range(100)])
+        with mock.patch("django.db.connections.close_all"), self.assertLogs("django.tasks"):
+            Runner(workers=1, drain=True).run()
+
+        self.assertLess(len(connections[DB].queries_log), 20)

@@ -1,0 +1,254 @@
+"""Processing without a runner process: in the caller's thread, when the caller says so.
+
+Owns ``process_one()`` and its kin, for cron jobs, serverless functions and tests. Never starts a
+thread, never waits for work, and never runs a task inside a transaction of the caller, save the
+one that a TestCase opens around each test.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from uuid import UUID
+
+from django.db import (
+    DatabaseError,
+    Error,
+    InterfaceError,
+    OperationalError,
+    connections,
+    transaction,
+)
+from django.tasks import TaskResultStatus
+from django.utils import timezone
+
+from . import payload, store
+from .backend import make_worker_id
+from .exceptions import TaskNotDue
+from .execute import Attempt, leave_clean
+from .finisher import Ended, settle, unstorable
+from .models import READY, Hold, ScheduledTask
+from .runner import check_backend
+from .store import Claim, Outcome
+from .task import TaskResult, make_errors, make_result
+
+logger = logging.getLogger("dbtasks.inline")
+
+
+def process_one(queue_name: str | None = None, backend: str = "default") -> TaskResult | None:
+    """Run the best due row, of that queue or of all, in this thread; return its result.
+
+    Best is highest priority, then oldest. Return None if nothing is due. A task that fails is a
+    FAILED result, not an exception; Ctrl-C gives its row back and is raised again. Raise
+    RuntimeError inside a transaction, RunnerError if the backend is immediate or none of ours.
+    """
+    inline = Inline(backend)
+    claim = inline.claim(queue_name)
+    return claim and result_of(*inline.run(claim))
+
+
+def process_tasks(
+    max_tasks: int | None = None, queue_name: str | None = None, backend: str = "default"
+) -> list[TaskResult]:
+    """Run due rows one after the other until none is left; return their results in that order.
+
+    At most `max_tasks` of them: a limit for tasks that enqueue tasks. Behaves and raises as
+    process_one() does.
+    """
+    inline = Inline(backend)
+    results: list[TaskResult] = []
+    while max_tasks is None or len(results) < max_tasks:
+        claim = inline.claim(queue_name)
+        if claim is None:
+            break
+        results.append(result_of(*inline.run(claim)))
+    return results
+
+
+def pending_count(queue_name: str | None = None, backend: str = "default") -> int:
+    """Return how many rows could be run now, of that queue or of all.
+
+    Works inside a transaction too, and then sees what that sees. Raise RunnerError if the
+    backend is immediate or none of ours.
+    """
+    db = check_backend(backend).database
+    rows = ScheduledTask.objects.using(db).filter(backend=backend)
+    if queue_name is not None:
+        rows = rows.filter(queue_name=queue_name)
+    come = rows.filter(status=READY, hold=Hold.SCHEDULED, run_after__lte=store.now(db))
+    # Two counts, because each has an index and a disjunction has none.
+    return rows.due().count() + come.count()
+
+
+def run_task(id: str | UUID, allow_retry: bool = False, backend: str = "default") -> TaskResult:
+    """Run the row with that id in this thread; return its result.
+
+    Raise TaskResultDoesNotExist if there is no such row, TaskNotDue if it may not be run now: its
+    run_after is to come, it is RUNNING, or it has finished. With `allow_retry` a FAILED row is run
+    again. Behaves and raises as process_one() does otherwise.
+    """
+    inline = Inline(backend)
+    result = inline.backend.get_result(str(id))
+    key = UUID(result.id)
+    if allow_retry and result.status == TaskResultStatus.FAILED:
+        store.retry(inline.db, [key])
+    claim = inline.claim_one(key)
+    if claim is None:
+        raise TaskNotDue(_why_not(inline.backend.get_result(result.id)))
+    return result_of(*inline.run(claim))
+
+
+def _why_not(result: TaskResult) -> str:
+    """Return why the row cannot be claimed, as it stands now."""
+    run_after = result.task.run_after
+    match result.status:
+        case TaskResultStatus.READY if run_after and run_after > timezone.now():
+            why = f"is not due before {run_after.isoformat(' ', 'seconds')}; it was left as it is."
+        case TaskResultStatus.READY:
+            why = "is held back; it was left as it is."
+        case TaskResultStatus.RUNNING:
+            why = f"runs already, under {result.worker_ids[-1]!r}."
+        case TaskResultStatus.FAILED:
+            why = "has FAILED. Pass allow_retry=True to run it again."
+        case _:
+            why = f"has finished as {result.status}. Enqueue it again to run it again."
+    return f"Task {result.id} {why}"
+
+
+class Inline:
+    """Claims and runs rows of one backend, one at a time, in the thread that asks.
+
+    Raise RuntimeError inside a transaction of the caller, RunnerError if the backend is immediate
+    or none of ours.
+    """
+
+    def __init__(self, alias: str) -> None:
+        self.backend = check_backend(alias)
+        _refuse_transaction()
+        self.db = self.backend.database
+        self.job = self.backend.job(make_worker_id())
+
+    def claim(self, queue_name: str | None = None) -> Claim | None:
+        """Claim the best due row; return None if nothing is due. Held rows may have come due."""
+        queues = None if queue_name is None else [queue_name]
+        self._promote()
+        claims = store.claim(self.db, self.backend.alias, self.job.worker_id, 1, queues)
+        return claims[0] if claims else None
+
+    def claim_one(self, id: UUID) -> Claim | None:
+        """Claim the row with that id; return None if it is not due."""
+        self._promote()
+        return store.claim_one(self.db, self.backend.alias, self.job.worker_id, id)
+
+    def _promote(self) -> None:
+        """Make due what has come due; a glance, which locks nothing, is all it mostly takes."""
+        alias = self.backend.alias
+        while (next_due := store.look(self.db, alias).next_due) is not None and next_due <= 0:
+            if not store.promote(self.db, alias):
+                # Somebody else is at it, and holds those rows.
+                return
+
+    def run(self, claim: Claim) -> Ended:
+        """Run the claimed row and settle it; return the attempt and what became of it.
+
+        The row is settled whatever happens. Raise KeyboardInterrupt if Ctrl-C broke in: the row
+        is READY again then, to be started anew.
+        """
+        attempt = Attempt(self.job, claim)
+        outcome: Outcome | None = None
+        try:
+            with _alone(claim.task_path):
+                outcome = attempt.run()
+        finally:
+            if outcome is None or attempt.interrupted:
+                outcome = attempt.abandon()
+            outcome = self._settle(attempt, outcome)
+        if attempt.interrupted and attempt.error is not None:
+            raise attempt.error
+        return attempt, outcome
+
+    def _settle(self, attempt: Attempt, outcome: Outcome) -> Outcome:
+        """Write the outcome and return it, in words that the database takes."""
+        try:
+            settle(self.db, [(attempt, outcome)])
+        except (OperationalError, InterfaceError, KeyboardInterrupt) as error:
+            if connections[self.db].in_atomic_block:
+                raise
+            # A connection breaks unseen while a task takes its time, and Ctrl-C may come in
+            # mid-statement: once more, on a new one. What is written already is not written twice.
+            connections[self.db].close()
+            settle(self.db, [(attempt, outcome)])
+            if isinstance(error, KeyboardInterrupt):
+                raise
+        except Error:
+            attempt, outcome = unstorable(attempt, outcome)
+            settle(self.db, [(attempt, outcome)])
+        return outcome
+
+
+def result_of(attempt: Attempt, outcome: Outcome) -> TaskResult:
+    """Return the result of an attempt that has ended, as it was settled."""
+    errors = payload.load(outcome.errors) if outcome.errors else []
+    ended: dict[str, Any] = {
+        "status": TaskResultStatus(outcome.status),
+        "finished_at": outcome.finished_at,
+        "errors": make_errors(errors),
+        "_return_value": payload.load(outcome.return_value) if outcome.return_value else None,
+    }
+    return make_result(attempt.describe() | ended)
+
+
+def _refuse_transaction() -> None:
+    """Raise RuntimeError if a transaction is open in this thread that no TestCase opened."""
+    for connection in _in_transaction():
+        if not connection.atomic_blocks[-1]._from_testcase:
+            raise RuntimeError(
+                f"Tasks cannot be run inside a transaction, and one is open on "
+                f"{connection.alias!r}: a claim must be committed before its task starts. Call "
+                "this outside of atomic(), and outside of views under ATOMIC_REQUESTS."
+            )
+
+
+def _in_transaction() -> list[Any]:
+    return [c for c in connections.all(initialized_only=True) if c.in_atomic_block]
+
+
+@contextmanager
+def _alone(task_path: str) -> Iterator[None]:
+    """Let a task find and leave this thread's connections as in a runner: no transaction open."""
+    tested = _in_transaction()
+    try:
+        with ExitStack() as stack:
+            for connection in tested:
+                stack.enter_context(_as_if_autocommit(connection, task_path))
+            yield
+    finally:
+        if not tested:
+            leave_clean(task_path)
+
+
+@contextmanager
+def _as_if_autocommit(connection: Any, task_path: str) -> Iterator[None]:
+    """Let a task under a TestCase's transaction believe that there is none.
+
+    Its on_commit callbacks run when it ends, as nothing else will commit. An error that makes
+    PostgreSQL refuse further statements undoes what the task wrote, and spares the test.
+    """
+    callbacks, depth = len(connection.run_on_commit), len(connection.atomic_blocks)
+    block = transaction.atomic(connection.alias)
+    # So it hinders neither atomic(durable=True) in the task nor a task that runs tasks.
+    block._from_testcase = True
+    try:
+        with block:
+            yield
+            for left_open in reversed(connection.atomic_blocks[depth + 1 :]):
+                logger.warning(
+                    "%s left a transaction open on %r; it was rolled back",
+                    task_path,
+                    connection.alias,
+                )
+                left_open.__exit__(RuntimeError, None, None)
+    except DatabaseError as error:
+        logger.debug("What %s wrote was undone: %s", task_path, error)
+    while len(connection.run_on_commit) > callbacks:
+        connection.run_on_commit.pop(callbacks)[1]()

@@ -1,0 +1,118 @@
+"""``manage.py purgetasks``: delete finished rows by age."""
+
+from argparse import ArgumentTypeError
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.tasks import task_backends
+
+from ... import cli, report, store
+from ...backend import DatabaseBackend
+from ...options import FINISHED
+from ...schedule import Duration
+
+
+class Command(BaseCommand):
+    """Delete finished rows older than an age, in batches."""
+
+    help = "Deletes finished tasks that ended longer ago than an age, whatever their retention."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--older-than",
+            type=cli.duration,
+            required=True,
+            metavar="AGE",
+            help="Age of the tasks to delete: seconds, or a duration such as '12h' or '7d'.",
+        )
+        parser.add_argument(
+            "--status",
+            type=_statuses,
+            action="extend",
+            dest="statuses",
+            metavar="STATUS",
+            help="SUCCESSFUL or FAILED; may be repeated, or joined by commas (default: both).",
+        )
+        parser.add_argument(
+            "--backend",
+            metavar="ALIAS",
+            help="Alias in TASKS whose tasks are deleted (default: every backend of dbtasks).",
+        )
+        parser.add_argument(
+            "--batch-size",
+            type=cli.whole("batch size", 1, 10_000),
+            default=500,
+            metavar="N",
+            help="Rows deleted in one transaction (default: 500).",
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Print how many would be deleted; delete none."
+        )
+
+    def handle(self, **options: Any) -> None:
+        age, statuses = options["older_than"], options["statuses"] or FINISHED
+        backends = _backends(options["backend"])
+        for backend in backends:
+            cli.check_database(backend.database)
+        if options["dry_run"]:
+            count = sum(
+                store.older(b.database, age, backend=b.alias, statuses=statuses).count()
+                for b in backends
+            )
+            self._say(options, f"Would delete {_finished(count, age)}")
+            return
+        self._purge(backends, age, statuses, options)
+
+    def _purge(
+        self, backends: list[DatabaseBackend], age: Duration, statuses: Any, options: Any
+    ) -> None:
+        screen = report.Screen(self.stderr)
+        deleted, shows = 0, options["verbosity"] > 0 and screen.isatty()
+        try:
+            for backend in backends:
+                for count in store.purge_older(
+                    backend.database,
+                    age,
+                    backend=backend.alias,
+                    statuses=statuses,
+                    batch=options["batch_size"],
+                ):
+                    deleted += count
+                    if shows:
+                        screen.bar(f"deleted {deleted:,}")
+        except KeyboardInterrupt:
+            # The batch in hand is undone; those before it are committed.
+            screen.bar("")
+            self._say(options, f"Interrupted. Deleted {_finished(deleted, age)}")
+            raise SystemExit(130) from None
+        screen.bar("")
+        self._say(options, f"Deleted {_finished(deleted, age)}")
+
+    def _say(self, options: dict[str, Any], text: str) -> None:
+        if options["verbosity"]:
+            self.stdout.write(text)
+
+
+def _statuses(text: str) -> list[str]:
+    """Return the final statuses that the text names, joined by commas."""
+    names = [name.strip().upper() for name in text.split(",")]
+    for name in names:
+        if name not in FINISHED:
+            raise ArgumentTypeError(f"{name!r} is no final status. Use {' or '.join(FINISHED)}.")
+    return names
+
+
+def _backends(alias: str | None) -> list[DatabaseBackend]:
+    """Return the backend of that alias, or all of ours; raise CommandError if there is none."""
+    ours = cli.our_backends()
+    if alias is not None and alias not in ours:
+        known = ", ".join(map(repr, ours)) or "none"
+        raise CommandError(f"There is no dbtasks backend {alias!r} in TASKS. Choose from: {known}.")
+    if not ours:
+        raise CommandError("No backend in TASKS is a dbtasks DatabaseBackend.")
+    chosen: list[Any] = [task_backends[name] for name in ours if alias in (None, name)]
+    return chosen
+
+
+def _finished(count: int, age: Duration) -> str:
+    return f"{report.plural(count, 'task')} that ended more than {age} ago."

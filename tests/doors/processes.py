@@ -1,0 +1,126 @@
+"""Commands in processes of their own, on the database of the running test."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from django.conf import settings
+from django.db import connection
+from django.test import TransactionTestCase
+
+from demo.databases import sqlite_url
+
+ROOT = Path(__file__).resolve().parents[2]
+# Seconds after which a test gives up waiting: a machine may be slow.
+PATIENCE = 30
+
+
+def database_url() -> str:
+    """Return the URL of the test database, which is not the one in the settings."""
+    name = str(connection.settings_dict["NAME"])
+    if connection.vendor == "sqlite":
+        return sqlite_url(Path(name))
+    return urlsplit(os.environ["TEST_DATABASE"])._replace(path=f"/{quote(name)}").geturl()
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> None:
+    """Block until the condition holds; raise TimeoutError naming `what` if it does not."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what} did not come in {PATIENCE} s.")
+        time.sleep(0.01)
+
+
+class Child:
+    """A ``manage.py`` command that runs beside the test."""
+
+    def __init__(self, *arguments: Any, environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, ROOT / "manage.py", *map(str, arguments)],
+            env=os.environ | {"PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.out: list[str] = []
+        self.err: list[str] = []
+        pairs = ((self.process.stdout, self.out), (self.process.stderr, self.err))
+        self.readers = [threading.Thread(target=_read, args=pair, daemon=True) for pair in pairs]
+        for reader in self.readers:
+            reader.start()
+
+    @property
+    def stdout(self) -> str:
+        return "".join(self.out)
+
+    @property
+    def stderr(self) -> str:
+        return "".join(self.err)
+
+    @property
+    def said(self) -> str:
+        return self.stdout + self.stderr
+
+    def wait_for(self, text: str) -> None:
+        """Block until the command has said the text; raise AssertionError if it will not."""
+        try:
+            wait_until(lambda: text in self.said or self.process.poll() is not None, text)
+        except TimeoutError as error:
+            raise AssertionError(f"{error} It said: {self.said}") from None
+        if self.process.poll() is not None:
+            self.end()
+        if text not in self.said:
+            raise AssertionError(f"The command ended without {text!r}: {self.said}")
+
+    def signal(self, number: int) -> None:
+        """Send it that signal."""
+        self.process.send_signal(number)
+
+    def end(self) -> int:
+        """Return its exit code once it has ended and all that it said is here."""
+        code = self.process.wait(PATIENCE)
+        for reader in self.readers:
+            reader.join(PATIENCE)
+        return code
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        self.process.kill()
+        self.end()
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+def _read(stream: Any, lines: list[str]) -> None:
+    for line in stream:
+        lines.append(line)
+
+
+class ProcessTestCase(TransactionTestCase):
+    """Starts commands on the test's database, and ends them with the test."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def start(self, *arguments: Any, **environment: str) -> Child:
+        """Start ``manage.py`` with the arguments and the settings of the tests."""
+        defaults = {
+            "DJANGO_SETTINGS_MODULE": settings.SETTINGS_MODULE,
+            "TEST_DATABASE": database_url(),
+            "DBTASKS_DATABASE": database_url(),
+        }
+        child = Child(*arguments, environment=defaults | environment)
+        self.addCleanup(child.kill)
+        return child
