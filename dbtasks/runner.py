@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from typing import Any
 
 from django.db import connections, reset_queries
 from django.tasks import DEFAULT_TASK_QUEUE_NAME, TaskContext, TaskResult, task_backends
