@@ -37,7 +37,7 @@ from .task import (
 )
 
 if TYPE_CHECKING:
-    from .models import ScheduledTask
+    from .models import ScheduledTask, ScheduledTaskQuerySet
     from .store import NewTask
 
 try:
@@ -283,13 +283,28 @@ class DatabaseBackend(BaseTaskBackend):
 
     def is_finished(self, result_id: str) -> bool:
         """Tell whether the task has ended; raise TaskResultDoesNotExist if there is no such row."""
+        row = self._own(result_id).only("status").first()
+        if row is None:
+            raise TaskResultDoesNotExist(result_id)
+        if not row.is_finished and connections[self.database].in_atomic_block:
+            raise RuntimeError(
+                f"Task {row.pk} cannot be waited for inside a transaction: a runner sees the row "
+                "only once that is committed. Wait after the atomic() block."
+            )
+        return row.is_finished
+
+    def _own_ids(self, result_id: Any) -> list[UUID]:
+        return list(self._own(result_id).values_list("pk", flat=True))
+
+    def _own(self, result_id: Any) -> "ScheduledTaskQuerySet":
+        """Return this backend's row with that id, or nothing; a malformed id is none."""
         from .models import ScheduledTask
 
         rows = ScheduledTask.objects.using(self.database).filter(backend=self.alias)
-        row = rows.filter(pk=_uuid(result_id)).only("status").first()
-        if row is None:
-            raise TaskResultDoesNotExist(result_id)
-        return row.is_finished
+        try:
+            return rows.filter(pk=_uuid(result_id))
+        except ValueError:
+            return rows.none()
 
     async def ais_finished(self, result_id: str) -> bool:
         """See is_finished()."""
@@ -304,7 +319,7 @@ class DatabaseBackend(BaseTaskBackend):
         """
         from . import store
 
-        return bool(store.cancel(self.database, [_uuid(result_id)], self.retain_failed))
+        return bool(store.cancel(self.database, self._own_ids(result_id), self.retain_failed))
 
     def retain_failed(self, row: "ScheduledTask") -> timedelta | None:
         """Return how long the row stays if it fails: by the call, the task, or the options."""
@@ -317,7 +332,7 @@ class DatabaseBackend(BaseTaskBackend):
         """Make the row READY again if it is FAILED; return whether that was so."""
         from . import store, wakeup
 
-        done = bool(store.retry(self.database, [_uuid(result_id)]))
+        done = bool(store.retry(self.database, self._own_ids(result_id)))
         transaction.on_commit(lambda: wakeup.notify(self.alias), using=self.database)
         return done
 

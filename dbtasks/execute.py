@@ -7,9 +7,11 @@ thread as it was found. Never writes to our rows: the Outcome is settled by whoe
 import logging
 import threading
 import time
+from collections.abc import Callable
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
+from functools import partial
 from inspect import iscoroutinefunction
 from traceback import format_exception
 from typing import Any
@@ -34,7 +36,7 @@ from .store import Claim, Outcome
 from .task import (
     TaskResult,
     decode_policies,
-    fill_result,
+    default_of,
     make_errors,
     task_for,
 )
@@ -59,26 +61,17 @@ class Job:
 
 
 class LiveResult(TaskResult):
-    """The result of a running attempt: what nobody looks at is never built."""
+    """The result of a running attempt: a field that nobody looks at is never built."""
 
     __slots__ = ("_attempt",)
 
     def __getattr__(self, name: str) -> Any:
-        # Reached only while the field is not set. A dunder is never a field.
-        if name.startswith("__") or name == "_attempt":
+        # Reached only while the field is not set.
+        if name not in _FIELDS:
             raise AttributeError(name)
-        values = self._attempt.describe()
-        unset = {key: value for key, value in values.items() if not _is_set(self, key)}
-        fill_result(self, unset)
-        return unset[name]
-
-
-def _is_set(result: LiveResult, name: str) -> bool:
-    try:
-        object.__getattribute__(result, name)
-    except AttributeError:
-        return False
-    return True
+        value = _FIELDS[name](self._attempt)
+        object.__setattr__(self, name, value)
+        return value
 
 
 class Attempt:
@@ -219,7 +212,10 @@ class Attempt:
     def _succeeded(self, value: Any, text: str | None) -> Outcome:
         outcome = self._outcome(SUCCESSFUL, errors=self.claim.errors, return_value=text)
         if self.job.options.signals:
-            self._update(TaskResultStatus.SUCCESSFUL, outcome, _return_value=value)
+            ended_at = outcome.finished_at
+            self._update(
+                status=TaskResultStatus.SUCCESSFUL, finished_at=ended_at, _return_value=value
+            )
         return outcome
 
     def _failed(self, error: BaseException) -> Outcome:
@@ -230,7 +226,8 @@ class Attempt:
             FAILED, errors=payload.text(errors), failures=self.claim.failures + 1
         )
         if self.job.options.signals:
-            self._update(TaskResultStatus.FAILED, outcome, errors=make_errors(errors))
+            entries, ended_at = make_errors(errors), outcome.finished_at
+            self._update(status=TaskResultStatus.FAILED, finished_at=ended_at, errors=entries)
         return outcome
 
     def abandon(self) -> Outcome:
@@ -289,27 +286,12 @@ class Attempt:
 
     def describe(self) -> dict[str, Any]:
         """Return every field of the result as the attempt starts."""
-        claim, job = self.claim, self.job
-        started_at = self._at(self.started)
-        return {
-            "task": self.task or self._as_enqueued(None),
-            "id": str(claim.id if isinstance(claim.id, UUID) else UUID(claim.id)),
-            "status": TaskResultStatus.RUNNING,
-            "enqueued_at": store.moment(job.db, claim.enqueued_at),
-            "started_at": store.moment(job.db, claim.started_at) or started_at,
-            "finished_at": None,
-            "last_attempted_at": started_at,
-            "args": payload.load(claim.args),
-            "kwargs": payload.load(claim.kwargs),
-            "backend": job.alias,
-            "errors": make_errors(self._errors()),
-            "worker_ids": payload.load(self._worker_ids()),
-            "_return_value": None,
-        }
+        return {name: make(self) for name, make in _FIELDS.items()}
 
-    def _update(self, status: TaskResultStatus, outcome: Outcome, **values: Any) -> None:
+    def _update(self, **values: Any) -> None:
         result = self._result()
-        fill_result(result, values | {"status": status, "finished_at": outcome.finished_at})
+        for name, value in values.items():
+            object.__setattr__(result, name, value)
 
     def _announce(self, signal: Signal) -> None:
         """Send the signal in this thread; a receiver that raises is logged by Django."""
@@ -325,6 +307,27 @@ class Attempt:
             self._announce(signal)
         else:
             await signal.asend_robust(sender=self.job.sender, task_result=self._result())
+
+
+# The fields of a result while it runs, each made from the attempt when it is asked for.
+_FIELDS: dict[str, Callable[[Attempt], Any]] = {
+    # Of a newer Django perhaps.
+    **{f.name: partial(default_of, f) for f in fields(base.TaskResult)},
+    "task": lambda attempt: attempt.task or attempt._as_enqueued(None),
+    "id": lambda attempt: str(UUID(str(attempt.claim.id))),
+    "status": lambda attempt: TaskResultStatus.RUNNING,
+    "enqueued_at": lambda attempt: store.moment(attempt.job.db, attempt.claim.enqueued_at),
+    "started_at": lambda attempt: (
+        store.moment(attempt.job.db, attempt.claim.started_at) or attempt._at(attempt.started)
+    ),
+    "finished_at": lambda attempt: None,
+    "last_attempted_at": lambda attempt: attempt._at(attempt.started),
+    "args": lambda attempt: payload.load(attempt.claim.args),
+    "kwargs": lambda attempt: payload.load(attempt.claim.kwargs),
+    "backend": lambda attempt: attempt.job.alias,
+    "errors": lambda attempt: make_errors(attempt._errors()),
+    "worker_ids": lambda attempt: payload.load(attempt._worker_ids()),
+}
 
 
 def _only_logs(signal: Signal) -> bool:
@@ -344,10 +347,12 @@ def describe_error(error: BaseException) -> tuple[str, str]:
     return store.class_path(type(error)), payload.clean(text, MAX_TRACEBACK)
 
 
-def leave_clean(task_path: str) -> None:
+def leave_clean(task_path: str, keep: bool = False) -> None:
     """Close this thread's connections that are broken, too old, or inside a transaction.
 
     Runs between two tasks of one thread. A transaction left open is rolled back, and said so.
+    With `keep`, connections that Django would close after each request stay open for the next
+    task; one that came from a pool always goes back to it.
     """
     for connection in connections.all(initialized_only=True):
         if connection.in_atomic_block:
@@ -359,6 +364,9 @@ def leave_clean(task_path: str) -> None:
             # A new wrapper: the old one still believes in its open blocks.
             del connections[connection.alias]
         else:
+            settings = connection.settings_dict
+            if keep and not settings["CONN_MAX_AGE"] and not settings["OPTIONS"].get("pool"):
+                connection.close_at = None
             connection.close_if_unusable_or_obsolete()
     # With DEBUG each connection would remember thousands of statements.
     reset_queries()

@@ -22,6 +22,8 @@ PREFETCH_SECONDS = 0.1
 MAX_PREFETCH = 500
 # Coroutines at once. A sleeping one costs some kilobytes, and a connection if it uses the ORM.
 MAX_COROUTINES = 1000
+# Seconds after which a thread that was idle trusts its old connections no more.
+MAX_IDLE = 10.0
 
 
 class Pool:
@@ -50,6 +52,8 @@ class Pool:
         self._average = PREFETCH_SECONDS
         # When a thread last took a row, on the monotonic clock.
         self._taken = 0.0
+        # When a connection of this process was last found broken, on the monotonic clock.
+        self._broken = 0.0
         # How many may wait when more are wanted.
         self._low = 0
         self._threads = [
@@ -103,6 +107,10 @@ class Pool:
         self._average = max(self._average, PREFETCH_SECONDS)
         return self.withdraw()
 
+    def distrust(self) -> None:
+        """Let each thread connect anew before its next task: the database was away."""
+        self._broken = time.monotonic()
+
     def withdraw(self) -> list[Claim]:
         """Take back and return the rows that have not started."""
         claims: list[Claim] = []
@@ -136,17 +144,21 @@ class Pool:
     def _work(self) -> None:
         """Run attempts until told to end. The thread keeps its connections between tasks."""
         try:
+            ended = time.monotonic()
             while (claim := self._waiting.get()) is not None:
                 self._taken = began = time.monotonic()
+                if ended < max(self._broken, began - MAX_IDLE):
+                    connections.close_all()
                 attempt = Attempt(self.job, claim)
                 self._running.add(attempt)
                 if attempt.is_async:
                     self._start(attempt)
                 else:
                     outcome = attempt.run()
-                    leave_clean(claim.task_path)
+                    leave_clean(claim.task_path, keep=True)
                     self._end(attempt, outcome)
-                self._average += (time.monotonic() - began - self._average) / 16
+                ended = time.monotonic()
+                self._average += (ended - began - self._average) / 16
                 if self._waiting.qsize() <= self._low:
                     self._hungry()
         finally:
@@ -165,7 +177,7 @@ class Pool:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(
-                    target=self._loop.run_forever, name="dbtasks-loop", daemon=True
+                    target=_live, args=(self._loop,), name="dbtasks-loop", daemon=True
                 ).start()
         self._loop.call_soon_threadsafe(self._spawn, attempt)
 
@@ -180,3 +192,11 @@ class Pool:
         outcome = await attempt.arun()
         self._end(attempt, outcome)
         self._hungry()
+
+
+def _live(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the event loop until it is stopped, and give back its files. The thread's whole life."""
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()

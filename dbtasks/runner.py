@@ -163,6 +163,7 @@ class Runner:
         self.ready.set()
 
     def _loop(self) -> None:
+        assert self._pool is not None
         pause = FIRST_PAUSE
         while not self._stopping.is_set():
             try:
@@ -170,6 +171,7 @@ class Runner:
                 timeout = self._tick()
                 pause = FIRST_PAUSE
             except Exception as error:  # whatever the database raises: it comes back, so do we
+                self._pool.distrust()
                 if not pause_after(error, self._db, pause, self._stopping):
                     return
                 pause, timeout = min(pause * 2, LONGEST_PAUSE), 0

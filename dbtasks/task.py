@@ -7,7 +7,7 @@ Never touches the database itself: results reach it through their backend.
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import Any, Self, overload
 
@@ -194,22 +194,17 @@ def make_result(values: dict[str, Any]) -> TaskResult:
     Fields that are not named, such as a newer Django's, take their default.
     """
     result = object.__new__(TaskResult)
-    fill_result(result, values)
+    for f in fields(base.TaskResult):
+        value = values[f.name] if f.name in values else default_of(f)
+        object.__setattr__(result, f.name, value)
     return result
 
 
-def fill_result(result: base.TaskResult, values: dict[str, Any]) -> None:
-    """Set the fields of a result that was made bare."""
-    for f in fields(base.TaskResult):
-        if f.name in values:
-            value = values[f.name]
-        elif f.default is not MISSING:
-            value = f.default
-        elif f.default_factory is not MISSING:
-            value = f.default_factory()
-        else:
-            continue
-        object.__setattr__(result, f.name, value)
+def default_of(f: Field[Any], *_: Any) -> Any:
+    """Return the default of a dataclass's field; None if it has none."""
+    if f.default_factory is not MISSING:
+        return f.default_factory()
+    return None if f.default is MISSING else f.default
 
 
 def make_errors(entries: Iterable[tuple[str, str]]) -> list[TaskError]:
@@ -237,8 +232,8 @@ def _bare[T: base.Task](task_class: type[T], values: dict[str, Any]) -> T:
     """Return a task of that class with those values, without validating them."""
     task = object.__new__(task_class)
     for f in fields(task_class):
-        default = None if f.default is MISSING else f.default
-        object.__setattr__(task, f.name, values.get(f.name, default))
+        value = values[f.name] if f.name in values else default_of(f)
+        object.__setattr__(task, f.name, value)
     return task
 
 

@@ -33,6 +33,7 @@ from .store import Claim
 from .task import TaskResult
 
 __all__ = [
+    "LoudRunner",
     "Ran",
     "RunnerTestCase",
     "TaskTestMixin",
@@ -397,11 +398,14 @@ class LoudRunner(Runner):
         if self._error is not None:
             raise self._error
         if not self.ready.is_set():
+            self.stop()
             raise AssertionError(f"The runner was not ready after {self.patience} seconds.")
 
     def close(self) -> None:
         """Stop it and wait for its end; raise what ended it, AssertionError if tasks still run."""
-        self.stop()
+        # A second stop() would give up tasks that a test's own one waits for.
+        if not self._stopping.is_set():
+            self.stop()
         # Longer than its own grace: it needs a moment to give back what it cannot wait for.
         self._thread.join(self.patience + 5)
         if self._error is not None:

@@ -58,7 +58,7 @@ TASKS = {
     "default": {
         "BACKEND": "dbtasks.backend.DatabaseBackend",
         "QUEUES": ["default", "demo"],
-        "OPTIONS": {"retain": "7d"},
+        "OPTIONS": {"retain": "7d", "task_modules": ["benchmarks.tasks"]},
     },
 }
 

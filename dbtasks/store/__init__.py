@@ -131,20 +131,21 @@ def claim_one(
 def _claim(
     db: str, worker_id: str, picks: tuple[Pick, ...], limit: int, hold: Hold = Hold.NONE
 ) -> list[Claim]:
-    def unit(connection: Any, sql: Any) -> tuple[float, list[Claim]]:
+    def unit(connection: Any, sql: Any) -> tuple[float, list[tuple[Any, ...]]]:
         verb = _CLAIM.format(now=sql.now(connection), hold=hold.value)
         change = Change(verb, (worker_id,), picks, "priority DESC, id", limit)
         # Read beside the database's clock, which is at the start of the statement.
         clock = time.monotonic()
         return clock, sql.claim(connection, change)
 
-    clock, claims = _unit(db, unit)
-    if not claims:
+    clock, rows = _unit(db, unit)
+    if not rows:
         return []
-    # RETURNING promises no order. All were claimed at the same moment.
-    claims.sort(key=lambda row: (-row.priority, row.id))
-    claimed_at = moment(db, claims[0].claimed_at)
-    return [row._replace(claimed_at=claimed_at, clock=clock) for row in claims]
+    # All were claimed at the same moment. RETURNING promises no order.
+    claimed_at = moment(db, rows[0][-1])
+    claims = [Claim._make((*row[:-1], claimed_at, clock)) for row in rows]
+    claims.sort(key=lambda claim: (-claim.priority, claim.id))
+    return claims
 
 
 def settle(db: str, outcomes: Sequence[Outcome]) -> set[Any]:
@@ -346,9 +347,11 @@ def now(db: str) -> datetime:
 def moment(db: str, value: Any) -> datetime | None:
     """Return a driver's datetime as the ORM would."""
     at = parse_datetime(value) if isinstance(value, str) else value
-    if at is not None and settings.USE_TZ and timezone.is_naive(at):
-        at = at.replace(tzinfo=connections[db].timezone)
-    return at
+    if at is None or settings.USE_TZ is timezone.is_aware(at):
+        return at
+    if settings.USE_TZ:
+        return at.replace(tzinfo=connections[db].timezone)
+    return timezone.make_naive(at)
 
 
 def key(db: str, id: UUID) -> Any:

@@ -45,17 +45,17 @@ def insert(connection: Any, rows: Sequence[NewTask]) -> None:
         )
 
 
-def claim(connection: Any, change: Change) -> list[Claim]:
+def claim(connection: Any, change: Change) -> list[Any]:
     """Make the change and return the rows, as they are then, best first."""
     columns = ", ".join(_CLAIM).replace("NOW", now(connection))
     with transaction.atomic(connection.alias), connection.cursor() as cursor:
-        rows: list[Claim] = []
+        rows: list[Any] = []
         for pick in change.picks:
             cursor.execute(_lock(change, pick, columns), pick.params)
-            rows += [Claim(*row) for row in cursor.fetchall()]
-        rows.sort(key=lambda row: (-row.priority, row.id))
+            rows += cursor.fetchall()
+        rows.sort(key=lambda row: (-row[_PRIORITY], row[_ID]))
         del rows[change.limit :]
-        _apply(cursor, change, [row.id for row in rows])
+        _apply(cursor, change, [row[_ID] for row in rows])
     return rows
 
 
@@ -143,6 +143,7 @@ _CLAIM = [
     {"claimed_at": "NOW", "fence": "fence + 1", "attempt": "attempt + 1"}.get(name, name)
     for name in Claim._fields[:-1]
 ]
+_ID, _PRIORITY = Claim._fields.index("id"), Claim._fields.index("priority")
 _OUTCOME_TYPES = {
     "id": "CHAR(36)",
     "fence": "BIGINT",

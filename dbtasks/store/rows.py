@@ -41,15 +41,15 @@ class Claim(NamedTuple):
     enqueued_at: Any
     run_after: Any
     started_at: Any
-    claimed_at: Any
     attempt: int
     failures: int
     lost: int
     errors: str | None
     worker_ids: str | None
     return_value: str | None
-    # claimed_at on this process's monotonic clock: durations count from here.
-    clock: float = 0.0
+    # As the database told it, and on this process's monotonic clock: durations count from there.
+    claimed_at: Any
+    clock: float
 
 
 class Outcome(NamedTuple):

@@ -36,11 +36,11 @@ def insert(connection: Any, rows: Sequence[NewTask]) -> None:
         )
 
 
-def claim(connection: Any, change: Change) -> list[Claim]:
+def claim(connection: Any, change: Change) -> list[Any]:
     """Make the change and return the rows, as they are then, in no order."""
     with connection.cursor() as cursor:
         cursor.execute(*_statement(change, f"RETURNING {', '.join(_CLAIM)}"))
-        return [Claim(*row) for row in cursor.fetchall()]
+        return list(cursor.fetchall())
 
 
 def change(connection: Any, change: Change) -> int:

@@ -179,6 +179,16 @@ def tell_context(context: Any) -> list[Any]:
 
 
 @task
+def connection_id() -> Any:
+    """Tell which connection this thread has."""
+    sql = {"postgresql": "SELECT pg_backend_pid()", "mysql": "SELECT CONNECTION_ID()"}
+    with connection.cursor() as cursor:
+        cursor.execute(sql.get(connection.vendor, "SELECT 1"))
+        number = cursor.fetchone()[0]
+    return id(connection.connection) if connection.vendor == "sqlite" else number
+
+
+@task
 def thread_name() -> str:
     return threading.current_thread().name
 
