@@ -140,7 +140,7 @@ def raw_sql(count: int) -> float:
             cursor.execute(
                 f"UPDATE {TABLE} SET status = 'SUCCESSFUL', worker_id = NULL, "
                 f"finished_at = {sql.now(connection)} WHERE id IN ({marks})",
-                [claim.id for claim in claims],
+                [claim[0] for claim in claims],
             )
     return time.perf_counter() - began
 
