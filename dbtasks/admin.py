@@ -398,7 +398,7 @@ class ScheduledTaskAdmin(admin.ModelAdmin):
             moved = act.move(db, locked)
             self._log(request, locked, act)
             for alias in {row.backend for row in locked}:
-                transaction.on_commit(partial(wakeup.notify, alias), using=db)
+                transaction.on_commit(partial(wakeup.notify, db, alias), using=db)
         return moved
 
     def _log(self, request: HttpRequest, rows: list[ScheduledTask], act: Act) -> None:

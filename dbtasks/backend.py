@@ -198,7 +198,7 @@ class DatabaseBackend(BaseTaskBackend):
             for _, _, result in prepared:
                 task_enqueued.send_robust(sender=type(self), task_result=result)
         if not self.config.immediate:
-            transaction.on_commit(lambda: wakeup.notify(self.alias), using=db)
+            transaction.on_commit(lambda: wakeup.notify(db, self.alias), using=db)
             return
         for row, (_, _, result) in zip(rows, prepared, strict=True):
             self._run_now(db, row.id, result)
@@ -332,8 +332,9 @@ class DatabaseBackend(BaseTaskBackend):
         """Make the row READY again if it is FAILED; return whether that was so."""
         from . import store, wakeup
 
-        done = bool(store.retry(self.database, self._own_ids(result_id)))
-        transaction.on_commit(lambda: wakeup.notify(self.alias), using=self.database)
+        db = self.database
+        done = bool(store.retry(db, self._own_ids(result_id)))
+        transaction.on_commit(lambda: wakeup.notify(db, self.alias), using=db)
         return done
 
     # Checks

@@ -5,6 +5,7 @@ does the one, the store the other.
 """
 
 import logging
+import math
 import random
 import threading
 import time
@@ -29,6 +30,11 @@ logger = logging.getLogger("dbtasks.runner")
 
 # Outcomes that may wait for the database before claiming pauses: more would only be more to lose.
 MAX_BACKLOG = 1000
+# Polls are so many times rarer while hints arrive.
+HINTED = 5
+# Seconds between two polls right after work was found, where no hints arrive; a tenth of the time
+# since then later on.
+SHORTEST_DELAY = 0.1
 
 
 class Runner:
@@ -70,6 +76,8 @@ class Runner:
         self._report = report
         self._stopping, self._aborting = threading.Event(), threading.Event()
         self._bell = threading.Event()
+        # When to look at the queue next, and when work was last found, on the monotonic clock.
+        self._look_at = self._found = 0.0
         # Whether a claim is on its way from the database to the pool.
         self._claiming = False
         self._settled = threading.Condition()
@@ -89,9 +97,16 @@ class Runner:
         self._stopping.set()
         self._bell.set()
 
-    def wake(self) -> None:
-        """Look for work at once."""
+    def wake(self, again: float = 0.0) -> None:
+        """Look for work at once, and once more after `again` seconds if that is not 0."""
         self._likely = True
+        if again:
+            self._look_at = min(self._look_at, time.monotonic() + again)
+        self._ring()
+
+    def glance(self) -> None:
+        """Look whether there is work: something was written, by whomever."""
+        self._look_at = 0.0
         self._ring()
 
     @property
@@ -160,6 +175,7 @@ class Runner:
         self._pool = Pool(backend.job(self.worker_id), self.workers, self._finisher.put, self._ring)
         self._maintenance = Maintenance(self._db, self.backend)
         wakeup.listen(self.backend, self)
+        self._watcher = None if self.drain else wakeup.watch(self._db, self.backend, self)
         self.ready.set()
 
     def _loop(self) -> None:
@@ -172,6 +188,8 @@ class Runner:
                 pause = FIRST_PAUSE
             except Exception as error:  # whatever the database raises: it comes back, so do we
                 self._pool.distrust()
+                # What was asked of the database is still to be done.
+                self._likely, self._look_at = True, 0.0
                 if not pause_after(error, self._db, pause, self._stopping):
                     return
                 pause, timeout = min(pause * 2, LONGEST_PAUSE), 0
@@ -183,9 +201,11 @@ class Runner:
         assert self._pool is not None
         # With DEBUG a connection would remember thousands of statements.
         reset_queries()
-        now = time.monotonic()
-        if now >= self._look_at:
-            self._look_at = now + self._promote()
+        if time.monotonic() >= self._look_at:
+            # Before the look: a glance that is asked for during it must not be forgotten.
+            self._look_at = math.inf
+            wait = self._promote()
+            self._look_at = min(self._look_at, time.monotonic() + wait)
         room = self._room()
         if room and self._likely:
             # Before the claim: a row that is committed after it must be looked for again.
@@ -218,6 +238,8 @@ class Runner:
             claims = store.claim(self._db, self.backend, self.worker_id, limit, self.queues)
             logger.debug("Claimed %d of at most %d rows", len(claims), limit)
             self._pool.submit(claims)
+            if claims:
+                self._found = time.monotonic()
         finally:
             self._claiming = False
         self._claimed += len(claims)
@@ -231,9 +253,18 @@ class Runner:
             self._likely = True
             return 0
         self._likely = self._likely or look.due
-        # Jitter keeps runners that started together from polling together.
-        delay = self.loop_delay * random.uniform(0.75, 1.0)
+        delay = self._delay()
         return delay if look.next_due is None else min(delay, look.next_due)
+
+    def _delay(self) -> float:
+        """Return the seconds to the next look: rare where hints arrive, frequent after work."""
+        now, delay = time.monotonic(), self.loop_delay
+        if self._watcher is not None and self._watcher.is_healthy:
+            delay *= HINTED
+        else:
+            delay = min(delay, max(SHORTEST_DELAY, (now - self._found) / 10))
+        # Jitter keeps runners that started together from polling together.
+        return delay * random.uniform(0.75, 1.0)
 
     def _look(self) -> store.Look:
         look = store.look(self._db, self.backend, self.queues)
@@ -287,6 +318,8 @@ class Runner:
             left = 0.0 if self._aborting.is_set() else deadline - time.monotonic()
             self._finisher.stop(max(1.0, left))
             self._maintenance.stop(1.0)
+            if self._watcher is not None:
+                self._watcher.stop(1.0)
             self._pool.join(1.0 if not self.abandoned else 0.0)
             connections.close_all()
             self._stopping.clear()

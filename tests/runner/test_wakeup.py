@@ -1,0 +1,104 @@
+"""Hints from other processes, and what happens without them."""
+
+import time
+from typing import Any
+
+from django.db import connections, transaction
+from django.test import TransactionTestCase
+
+from dbtasks import wakeup
+from dbtasks.testing import RunnerTestCase
+
+from ..store.base import DB, make_task, row, vendor
+from . import tasks
+from .test_loop import until
+
+
+def enqueue_elsewhere() -> Any:
+    """Write a row as another process does: nobody in this one is told."""
+    id = make_task(task_path="tests.runner.tasks.add")
+    if vendor() == "postgresql":
+        with connections[DB].cursor() as cursor:
+            cursor.execute("SELECT pg_notify(%s, 'default')", [wakeup.CHANNEL])
+    return id
+
+
+class HintTests(RunnerTestCase):
+    """A runner that would sleep for minutes."""
+
+    loop_delay = 300
+
+    def setUp(self) -> None:
+        super().setUp()
+        if vendor() == "mysql":
+            self.skipTest("MySQL and MariaDB have no hints: runners poll")
+        until(lambda: self.runner._watcher.is_healthy)
+        until(lambda: not self.runner._likely)
+
+    def test_a_row_of_another_process_is_picked_up_at_once(self):
+        """The hint wakes the runner long before its next poll."""
+        id = enqueue_elsewhere()
+
+        until(lambda: row(id).is_finished)
+
+    def test_a_lost_listener_comes_back(self):
+        """When the listening connection is cut, the runner listens again and looks at once."""
+        if vendor() != "postgresql":
+            self.skipTest("a file is watched, not listened to")
+        with connections[DB].cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        id = make_task(task_path="tests.runner.tasks.add")
+
+        until(lambda: row(id).is_finished)
+
+
+class PollTests(RunnerTestCase):
+    """Without any hint."""
+
+    def test_a_row_is_found_by_polling(self):
+        """Polling is the truth."""
+        if self.runner._watcher is not None:
+            self.runner._watcher.stop(5)
+        id = make_task(task_path="tests.runner.tasks.add")
+
+        until(lambda: row(id).is_finished)
+
+
+class NotifyTests(TransactionTestCase):
+    """What enqueue() sends."""
+
+    def setUp(self) -> None:
+        if vendor() != "postgresql":
+            self.skipTest("only PostgreSQL has NOTIFY")
+        wakeup._notified.clear()
+        wrapper = connections[DB]
+        self.ear = wrapper.Database.connect(**wrapper.get_connection_params(), autocommit=True)
+        self.addCleanup(self.ear.close)
+        self.ear.execute(f"LISTEN {wakeup.CHANNEL}")
+
+    def heard(self) -> int:
+        return sum(1 for _ in self.ear.notifies(timeout=0.2))
+
+    def test_many_enqueues_send_few_hints(self):
+        """A process notifies at most once in 50 ms."""
+        began = time.monotonic()
+        for n in range(100):
+            tasks.add.enqueue(n, 0)
+        most = 1 + (time.monotonic() - began) / wakeup.QUIET
+
+        self.assertIn(self.heard(), range(1, int(most) + 2))
+
+    def test_nothing_is_sent_before_the_commit(self):
+        """A transaction holds no NOTIFY, and one that is rolled back sends none."""
+        with transaction.atomic():
+            tasks.add.enqueue(1, 2)
+            self.assertEqual(0, self.heard())
+        self.assertEqual(1, self.heard())
+
+        with transaction.atomic():
+            tasks.add.enqueue(1, 2)
+            transaction.set_rollback(True)
+        self.assertEqual(0, self.heard())
