@@ -14,6 +14,7 @@ from .exceptions import (
     TaskCancelled,
     TaskNotDue,
     TaskNotFound,
+    WorkerLost,
 )
 from .schedule import Duration
 from .task import Task, TaskResult, task
@@ -29,6 +30,7 @@ __all__ = [
     "TaskNotDue",
     "TaskNotFound",
     "TaskResult",
+    "WorkerLost",
     "pending_count",
     "process_one",
     "process_tasks",

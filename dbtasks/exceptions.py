@@ -32,6 +32,10 @@ class TaskAbandoned(DBTasksError):
     """The runner stopped before the task ended."""
 
 
+class WorkerLost(DBTasksError):
+    """The runner was lost while it had the task."""
+
+
 class RunnerError(DBTasksError):
     """The runner cannot run."""
 

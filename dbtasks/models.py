@@ -22,7 +22,7 @@ RUNNING = TaskResultStatus.RUNNING.value
 SUCCESSFUL = TaskResultStatus.SUCCESSFUL.value
 FAILED = TaskResultStatus.FAILED.value
 
-TABLE = "dbtasks_scheduledtask"
+TABLE, WORKERS = "dbtasks_scheduledtask", "dbtasks_worker"
 
 # How long the names in a row may be; longer ones are refused before they reach the database.
 MAX_PATH, MAX_QUEUE, MAX_BACKEND, MAX_WORKER = 255, 100, 64, 128
@@ -212,3 +212,36 @@ class ScheduledTask(models.Model):
     def periodic(self) -> bool:
         """Whether a schedule fired the row."""
         return self.schedule_key is not None
+
+
+class Worker(models.Model):
+    """A running Runner, as others see it: alive as long as its beat goes on."""
+
+    class State(models.TextChoices):
+        """What the others think of it."""
+
+        LIVE = "live", pgettext_lazy("Worker", "Live")
+        # Silent for too long: its rows are given back, and it may claim no more.
+        LOST = "lost", pgettext_lazy("Worker", "Lost")
+
+    # Unique to one start of one process.
+    worker_id = models.CharField(_("worker"), max_length=MAX_WORKER, primary_key=True)
+    backend = models.CharField(_("backend"), max_length=MAX_BACKEND)
+    state = models.CharField(_("state"), max_length=8, choices=State.choices)
+    # + 1 every few seconds. Others compare it with what they saw last, never with a clock.
+    beat = models.BigIntegerField(_("beat"), db_default=0)
+    # For people.
+    started_at = models.DateTimeField(_("started at"))
+    beat_at = models.DateTimeField(_("last beat at"))
+    # The machine and process: on the same one others see at once that a process is gone.
+    place = models.CharField(max_length=128, blank=True)
+    pid = models.BigIntegerField(null=True)
+    pid_started = models.BigIntegerField(null=True)
+
+    class Meta:
+        db_table = WORKERS
+        verbose_name = _("worker")
+        verbose_name_plural = _("workers")
+
+    def __str__(self) -> str:
+        return self.worker_id

@@ -58,6 +58,8 @@ class Options:
     signals: bool = True
     # How long finished rows stay before the runner purges them.
     retain: Retention = field(default_factory=Retention)
+    # Seconds of silence after which a runner is given up for dead; it beats every quarter.
+    worker_timeout: float = 20.0
     # Alias of the database that holds the queue, when no router says otherwise.
     database: str = DEFAULT_DB_ALIAS
     # Write the row when the caller's transaction commits: True for the default database's
@@ -97,10 +99,18 @@ def _size(value: Any) -> int:
     return value
 
 
+def _seconds(value: Any) -> float:
+    seconds = Duration(value).total_seconds()
+    if seconds < 1:
+        raise ValueError(f"{value!r} is less than a second.")
+    return seconds
+
+
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "immediate": _flag,
     "signals": _flag,
     "retain": Retention.parse,
+    "worker_timeout": _seconds,
     "database": _alias,
     "enqueue_on_commit": lambda value: _alias(value) if isinstance(value, str) else _flag(value),
     "task_modules": _names,

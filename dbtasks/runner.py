@@ -10,20 +10,22 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from django.db import connections, reset_queries
+from django.db import Error, connections, reset_queries
 from django.tasks import DEFAULT_TASK_QUEUE_NAME, TaskContext, TaskResult, task_backends
 
 from . import registry, store, wakeup
 from .backend import DatabaseBackend, make_worker_id
 from .exceptions import RunnerError
 from .finisher import FIRST_PAUSE, LONGEST_PAUSE, Ended, Finisher, pause_after
+from .liveness import Heart, whereabouts
 from .maintenance import Maintenance
 from .models import FAILED, SUCCESSFUL
 from .pool import PREFETCH_SECONDS, Pool
-from .store import Claim
+from .store import Claim, workers
 from .task import task
 
 logger = logging.getLogger("dbtasks.runner")
@@ -170,7 +172,20 @@ class Runner:
         self.finished.clear()
         self.done = self.failed = self.abandoned = 0
         self._claimed, self._likely, self._look_at = 0, True, 0.0
+        # Whether rows in this worker's name could not be given back.
+        self._owes = False
         registry.discover()
+        self._service = backend
+        self._heart = Heart(
+            self._db,
+            self.worker_id,
+            self.backend,
+            backend.config.worker_timeout,
+            backend.retain_failed,
+            lost=self._join_anew,
+            rescued=self.wake,
+        )
+        self._heart.start()
         self._finisher = Finisher(self._db, self._on_settled)
         self._pool = Pool(backend.job(self.worker_id), self.workers, self._finisher.put, self._ring)
         self._maintenance = Maintenance(self._db, self.backend)
@@ -213,7 +228,7 @@ class Runner:
             if self._claim(room):
                 self._likely = True
                 return 0
-        elif late := self._pool.overdue():
+        elif late := self._withdraw():
             store.release(self._db, late)
             self._claimed -= len(late)
             self._likely = True
@@ -223,9 +238,25 @@ class Runner:
         until_look = max(0.0, self._look_at - time.monotonic())
         return min(until_look, PREFETCH_SECONDS / 2) if self._pool.waiting else until_look
 
+    def _withdraw(self) -> list[Claim]:
+        """Take back claimed rows that this runner should not start, or not soon."""
+        assert self._pool is not None
+        return self._pool.overdue() if self._heart.is_trusted else self._pool.withdraw()
+
+    def _join_anew(self) -> None:
+        """Go on as a new worker: others have given this one up. Runs in the heart's thread.
+
+        What runs goes on; where the row has moved on meanwhile, the fence drops the outcome.
+        """
+        assert self._pool is not None
+        worker_id = make_worker_id(self.name)
+        workers.register(self._db, worker_id, self.backend, *whereabouts())
+        self._pool.job = self._service.job(worker_id)
+        self.worker_id = self._heart.worker_id = worker_id
+
     def _room(self) -> int:
         assert self._pool is not None and self._finisher is not None
-        if self._finisher.backlog > MAX_BACKLOG:
+        if self._finisher.backlog > MAX_BACKLOG or not self._heart.is_trusted:
             return 0
         room = self._pool.room()
         return room if self.max_tasks is None else min(room, self.max_tasks - self._claimed)
@@ -235,7 +266,9 @@ class Runner:
         assert self._pool is not None
         self._claiming = True
         try:
-            claims = store.claim(self._db, self.backend, self.worker_id, limit, self.queues)
+            claims = store.claim(
+                self._db, self.backend, self.worker_id, limit, self.queues, registered=True
+            )
             logger.debug("Claimed %d of at most %d rows", len(claims), limit)
             self._pool.submit(claims)
             if claims:
@@ -316,8 +349,9 @@ class Runner:
             self._pool.stop()
             # At least a moment: an outcome in hand is worth more than a quick exit.
             left = 0.0 if self._aborting.is_set() else deadline - time.monotonic()
-            self._finisher.stop(max(1.0, left))
+            is_settled = self._finisher.stop(max(1.0, left))
             self._maintenance.stop(1.0)
+            self._leave(is_settled)
             if self._watcher is not None:
                 self._watcher.stop(1.0)
             self._pool.join(1.0 if not self.abandoned else 0.0)
@@ -327,6 +361,13 @@ class Runner:
             self.ready.clear()
             self.finished.set()
 
+    def _leave(self, is_settled: bool) -> None:
+        """Stop beating; be forgotten, or be missed if some rows are still in this worker's name."""
+        self._heart.stop(1.0)
+        if is_settled and not self._owes:
+            with suppress(Error):
+                workers.leave(self._db, self.worker_id)
+
     def _give_back(self, claims: list[Claim]) -> None:
         if not claims:
             return
@@ -335,6 +376,7 @@ class Runner:
             self._claimed -= len(claims)
         except Exception:  # the database is away: rescue gives them back when we are missed
             logger.exception("%d claimed tasks could not be given back", len(claims))
+            self._owes = True
 
 
 def check_backend(alias: str) -> DatabaseBackend:

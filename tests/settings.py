@@ -40,6 +40,9 @@ TASKS = {
     "default": {
         "BACKEND": "dbtasks.backend.DatabaseBackend",
         "QUEUES": ["default", "mail"],
-        "OPTIONS": {"retain": "7d"},
+        "OPTIONS": {
+            "retain": "7d",
+            "worker_timeout": float(os.environ.get("TEST_WORKER_TIMEOUT", "20")),
+        },
     },
 }

@@ -1,5 +1,6 @@
 """Tasks that the tests enqueue."""
 
+import os
 import threading
 import time
 from datetime import timedelta
@@ -195,3 +196,9 @@ def wait_for_file(folder: str, seconds: float = 30) -> None:
         if time.monotonic() > end:
             raise TimeoutError("Nobody said go.")
         time.sleep(0.01)
+
+
+@task
+def die() -> None:
+    """End the process, as a crash does."""
+    os._exit(1)

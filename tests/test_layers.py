@@ -26,6 +26,7 @@ LEVELS = {
     "pool": 7,
     "finisher": 7,
     "maintenance": 7,
+    "liveness": 7,
     "runner": 8,
     "inline": 8,
     "checks": 9,

@@ -40,6 +40,7 @@ from ..models import (
     READY,
     RUNNING,
     TABLE,
+    WORKERS,
     Hold,
     ScheduledTask,
     ScheduledTaskQuerySet,
@@ -86,6 +87,7 @@ _CLAIM = (
 )
 _FINISHED = f"status IN {FINISHED}"
 _HELD = f"status = '{READY}' AND hold = '{Hold.SCHEDULED.value}'"
+_ALIVE = f"EXISTS (SELECT 1 FROM {WORKERS} WHERE worker_id = %s AND state = 'live')"
 _DUE = f"status = '{READY}' AND hold = ''"
 
 
@@ -99,14 +101,27 @@ def enqueue(db: str, rows: Sequence[NewTask]) -> None:
 
 
 def claim(
-    db: str, backend: str, worker_id: str, limit: int, queues: Iterable[str] | None = None
+    db: str,
+    backend: str,
+    worker_id: str,
+    limit: int,
+    queues: Iterable[str] | None = None,
+    *,
+    registered: bool = False,
 ) -> list[Claim]:
     """Claim up to `limit` due rows for the worker, of those queues or of all.
 
     Return them highest priority first, then oldest first: already RUNNING and committed. Fewer
-    than `limit` does not mean that no more are due; none at all does.
+    than `limit` does not mean that no more are due; none at all does. A `registered` worker that
+    was given up gets nothing: what it took now would be taken from it at once.
     """
-    return _claim(db, worker_id, _picks(backend, queues), limit)
+    picks = _picks(backend, queues)
+    if registered:
+        picks = tuple(
+            pick._replace(where=f"{pick.where} AND {_ALIVE}", params=(*pick.params, worker_id))
+            for pick in picks
+        )
+    return _claim(db, worker_id, picks, limit)
 
 
 def _picks(backend: str, queues: Iterable[str] | None) -> tuple[Pick, ...]:
@@ -356,7 +371,10 @@ def moment(db: str, value: Any) -> datetime | None:
 
 def key(db: str, id: UUID) -> Any:
     """Return the id as that database's driver writes and reads it."""
-    return ScheduledTask._meta.pk.get_db_prep_value(id, connections[db])
+    connection = connections[db]
+    value = ScheduledTask._meta.pk.get_db_prep_value(id, connection)
+    # MariaDB's driver writes UUIDs, but reads text.
+    return str(value) if connection.vendor == "mysql" else value
 
 
 def class_path(kind: type) -> str:

@@ -1,0 +1,116 @@
+"""Every write about workers: who is alive, and what becomes of the rows of those who are not.
+
+Owns the transitions of Worker rows, and the rescue. Never compares clocks: a worker is lost when
+its beat stands still, which the caller has watched, and the guard on the beat makes that exact.
+
+    register    ∅ → live
+    beat        live → live, beat + 1
+    give_up     live → lost, if the beat is still the one seen
+    rescue      rows of lost workers: RUNNING → READY, or FAILED
+    leave       → deleted
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from .. import payload
+from ..exceptions import WorkerLost
+from ..models import FAILED, READY, WORKERS, ScheduledTask, Worker
+from . import BATCH, Outcome, _unit, class_path, key, now, settle
+
+LIVE, LOST = Worker.State.LIVE, Worker.State.LOST
+# Starts whose runner was lost before the task itself is suspected.
+MAX_LOST = 3
+# How long a lost worker is remembered: should it wake, it must find that it was given up.
+REMEMBERED = timedelta(days=1)
+
+
+def register(db: str, worker_id: str, backend: str, place: str, pid: int, pid_started: int) -> None:
+    """Make the worker known as live."""
+    at = now(db)
+    row = Worker(
+        worker_id=worker_id,
+        backend=backend,
+        state=LIVE,
+        started_at=at,
+        beat_at=at,
+        place=place,
+        pid=pid,
+        pid_started=pid_started,
+    )
+    _unit(db, lambda *_: row.save(using=db, force_insert=True))
+
+
+def beat(db: str, worker_id: str) -> bool:
+    """Raise the worker's beat; return False if it was given up, or nobody knows it."""
+
+    def unit(connection: Any, sql: Any) -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"UPDATE {WORKERS} SET beat = beat + 1, beat_at = {sql.now(connection)} "
+                "WHERE worker_id = %s AND state = 'live'",
+                [worker_id],
+            )
+            return bool(cursor.rowcount)
+
+    return _unit(db, unit)
+
+
+def others(db: str, worker_id: str) -> list[Worker]:
+    """Return the workers that are thought to be alive, this one aside."""
+    return list(Worker.objects.using(db).filter(state=LIVE).exclude(pk=worker_id))
+
+
+def give_up(db: str, worker_id: str, beat: int) -> bool:
+    """Declare the worker lost unless its beat has moved on; return whether that was done."""
+    silent = Worker.objects.using(db).filter(pk=worker_id, state=LIVE, beat=beat)
+    return bool(_unit(db, lambda *_: silent.update(state=LOST)))
+
+
+def leave(db: str, worker_id: str) -> None:
+    """Forget the worker: it has stopped, and holds no row."""
+    own = Worker.objects.using(db).filter(pk=worker_id)
+    _unit(db, lambda *_: own.delete())
+
+
+def rescue(db: str, retain: Callable[[ScheduledTask], timedelta | None]) -> list[ScheduledTask]:
+    """Give back up to 500 rows of lost workers; return those that were, as they were.
+
+    A row whose runner was lost for the third time is FAILED: it may be what kills them. Each row
+    is guarded by the fence that was seen, so a run that ended meanwhile, or began, is left alone.
+    """
+    lost = list(Worker.objects.using(db).filter(state=LOST).values_list("pk", flat=True))
+    if not lost:
+        return []
+    at = now(db)
+    Worker.objects.using(db).filter(state=LOST, beat_at__lt=at - REMEMBERED).delete()
+    rows = ScheduledTask.objects.using(db).running().filter(worker_id__in=lost)
+    seen = list(rows.order_by("worker_id", "id")[:BATCH])
+    written = settle(db, [_lost(db, row, at, retain) for row in seen])
+    return [row for row in seen if key(db, row.pk) in written]
+
+
+def _lost(
+    db: str, row: ScheduledTask, at: datetime, retain: Callable[[ScheduledTask], timedelta | None]
+) -> Outcome:
+    """Return what becomes of a row whose runner was lost."""
+    failed = row.lost + 1 >= MAX_LOST
+    stay = retain(row) if failed else None
+    error = (class_path(WorkerLost), f"{WorkerLost()} It was {row.worker_id}.")
+    return Outcome(
+        id=key(db, row.pk),
+        fence=row.fence,
+        status=FAILED if failed else READY,
+        attempt=row.attempt,
+        failures=row.failures,
+        lost=row.lost + 1,
+        run_after=row.run_after,
+        started_at=row.started_at or row.last_attempted_at,
+        last_attempted_at=row.last_attempted_at,
+        finished_at=at if failed else None,
+        delete_after=stay and at + stay,
+        errors=payload.text([*(row.errors or []), error][-10:]),
+        worker_ids=payload.text([*(row.worker_ids or []), row.worker_id]),
+        return_value=None,
+    )

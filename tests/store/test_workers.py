@@ -1,0 +1,144 @@
+"""Workers and the rescue: who may take what from whom."""
+
+from datetime import timedelta
+from typing import Any
+
+from django.test import TestCase
+
+from dbtasks import store
+from dbtasks.models import Worker
+from dbtasks.store import workers
+
+from .base import DB, ids, make_task, outcome, row
+
+
+def register(name: str, **values: Any) -> str:
+    """Register a worker of that name."""
+    workers.register(DB, name, "default", **({"place": "", "pid": 1, "pid_started": 1} | values))
+    return name
+
+
+def rescue() -> list[Any]:
+    """Rescue what lost workers held; return the ids."""
+    return [task.pk for task in workers.rescue(DB, lambda task: timedelta(days=1))]
+
+
+def claim(worker: str) -> store.Claim:
+    """Claim one row for the worker."""
+    [found] = store.claim(DB, "default", worker, 1, registered=True)
+    return found
+
+
+class WorkerTests(TestCase):
+    """register, beat, give_up, leave"""
+
+    def test_only_live_workers_beat(self):
+        """A worker that was given up, or never known, is told so."""
+        register("w1")
+
+        self.assertTrue(workers.beat(DB, "w1"))
+        self.assertFalse(workers.beat(DB, "w2"))
+        workers.give_up(DB, "w1", 1)
+        self.assertFalse(workers.beat(DB, "w1"))
+
+    def test_a_worker_that_beat_meanwhile_is_not_given_up(self):
+        """The verdict holds at the moment it is written, or not at all."""
+        register("w1")
+        workers.beat(DB, "w1")
+
+        self.assertFalse(workers.give_up(DB, "w1", 0))
+        self.assertTrue(workers.give_up(DB, "w1", 1))
+        self.assertFalse(workers.give_up(DB, "w1", 1))
+
+    def test_a_worker_that_was_given_up_claims_nothing(self):
+        """What it took would be taken from it at once."""
+        make_task()
+        workers.give_up(DB, register("w1"), 0)
+
+        self.assertEqual([], store.claim(DB, "default", "w1", 10, registered=True))
+        self.assertEqual([], store.claim(DB, "default", "w1", 10, ["default"], registered=True))
+        self.assertEqual(1, len(store.claim(DB, "default", register("w2"), 10, registered=True)))
+
+    def test_one_sees_the_others_that_live(self):
+        """Neither itself nor those that are lost or gone."""
+        for name in ("me", "live", "lost", "gone"):
+            register(name)
+        workers.give_up(DB, "lost", 0)
+        workers.leave(DB, "gone")
+
+        self.assertEqual(["live"], [other.pk for other in workers.others(DB, "me")])
+
+
+class RescueTests(TestCase):
+    """RUNNING under a lost worker → READY, or FAILED"""
+
+    def setUp(self):
+        self.id = make_task()
+        register("w1")
+        register("w2")
+
+    def test_rows_of_lost_workers_are_ready_again(self):
+        """The lost start is counted and told; the fence goes on."""
+        claim("w1")
+        self.assertEqual([], rescue())
+        workers.give_up(DB, "w1", 0)
+
+        self.assertEqual([self.id], rescue())
+        task = row(self.id)
+        self.assertEqual(("READY", "", None), (task.status, task.hold, task.worker_id))
+        self.assertEqual((1, 1, 1, ["w1"]), (task.attempt, task.lost, task.fence, task.worker_ids))
+        self.assertEqual("dbtasks.exceptions.WorkerLost", task.errors[0][0])
+
+    def test_rows_of_live_workers_are_left_alone(self):
+        """Nobody takes a row from a worker that beats, nor from one that was never registered."""
+        claim("w1")
+        make_task()
+        [other] = store.claim(DB, "default", "inline", 1)
+        workers.give_up(DB, "w2", 0)
+
+        self.assertEqual([], rescue())
+        self.assertEqual("RUNNING", row(self.id).status)
+        self.assertEqual("RUNNING", row(other.id).status)
+
+    def test_a_row_that_ended_is_left_alone(self):
+        """An outcome that came in time stands."""
+        taken = claim("w1")
+        workers.give_up(DB, "w1", 0)
+        store.settle(DB, [outcome(taken)])
+
+        self.assertEqual([], rescue())
+        self.assertEqual("SUCCESSFUL", row(self.id).status)
+
+    def test_the_outcome_of_a_lost_worker_is_dropped(self):
+        """Fencing: once given back, the row belongs to its next run."""
+        stale = claim("w1")
+        workers.give_up(DB, "w1", 0)
+        rescue()
+        self.assertEqual(set(), store.settle(DB, [outcome(stale)]))
+        fresh = claim("w2")
+
+        self.assertEqual(set(), store.settle(DB, [outcome(stale)]))
+        self.assertEqual([self.id], ids([fresh]))
+        self.assertEqual({fresh.id}, store.settle(DB, [outcome(fresh)]))
+
+    def test_a_third_loss_is_the_last(self):
+        """A task that kills its runner does not do so for ever."""
+        for n in range(3):
+            claim(register(f"victim{n}"))
+            workers.give_up(DB, f"victim{n}", 0)
+            rescue()
+        task = row(self.id)
+
+        self.assertEqual(("FAILED", 3, 3), (task.status, task.lost, task.attempt))
+        self.assertEqual(timedelta(days=1), task.delete_after - task.finished_at)
+        self.assertEqual(3, len(task.errors))
+
+    def test_a_lost_worker_is_remembered_for_a_day(self):
+        """Should it wake, it finds that it was given up; later nobody cares."""
+        workers.give_up(DB, "w1", 0)
+        rescue()
+        self.assertTrue(Worker.objects.filter(pk="w1").exists())
+        Worker.objects.filter(pk="w1").update(beat_at=store.now(DB) - timedelta(days=2))
+        rescue()
+
+        self.assertFalse(Worker.objects.filter(pk="w1").exists())
