@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
@@ -359,14 +360,23 @@ def leave_clean(task_path: str, keep: bool = False) -> None:
             logger.warning(
                 "%s left a transaction open on %r; it was rolled back", task_path, connection.alias
             )
-            connection.in_atomic_block = False
-            connection.close()
-            # A new wrapper: the old one still believes in its open blocks.
-            del connections[connection.alias]
-        else:
-            settings = connection.settings_dict
-            if keep and not settings["CONN_MAX_AGE"] and not settings["OPTIONS"].get("pool"):
-                connection.close_at = None
+            _drop(connection)
+            continue
+        settings = connection.settings_dict
+        if keep and not settings["CONN_MAX_AGE"] and not settings["OPTIONS"].get("pool"):
+            connection.close_at = None
+        try:
             connection.close_if_unusable_or_obsolete()
+        except Exception:  # whatever a driver raises when a broken connection is closed
+            _drop(connection)
     # With DEBUG each connection would remember thousands of statements.
     reset_queries()
+
+
+def _drop(connection: Any) -> None:
+    """Close the connection, whatever state it is in; the next use makes a new one."""
+    connection.in_atomic_block = False
+    with suppress(Exception):
+        connection.close()
+    # A new wrapper: the old one still believes in its open blocks.
+    del connections[connection.alias]

@@ -42,8 +42,10 @@ class Pool:
     ) -> None:
         self.job, self.threads = job, threads
         self._done, self._hungry = done, hungry
-        self._waiting: SimpleQueue[Claim | None] = SimpleQueue()
-        self._running: set[Attempt] = set()
+        self._waiting: SimpleQueue[Attempt | None] = SimpleQueue()
+        # Every attempt from its submission to its end: one that a thread has just taken off the
+        # queue is not lost from sight.
+        self._held: set[Attempt] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_lock = threading.Lock()
         self._coroutines: set[asyncio.Task[None]] = set()
@@ -66,7 +68,7 @@ class Pool:
     @property
     def running(self) -> int:
         """How many attempts have started and not ended."""
-        return len(self._running)
+        return max(0, len(self._held) - self._waiting.qsize())
 
     @property
     def waiting(self) -> int:
@@ -76,13 +78,13 @@ class Pool:
     @property
     def idle(self) -> bool:
         """Whether nothing runs or waits."""
-        return not self._running and self._waiting.empty()
+        return not self._held
 
     def room(self) -> int:
         """Return how many more rows to claim now; 0 while enough wait."""
         if len(self._coroutines) >= MAX_COROUTINES:
             return 0
-        idle = self.threads - (len(self._running) - len(self._coroutines))
+        idle = self.threads - (self.running - len(self._coroutines))
         # One more row a thread than its task in hand, if that is worth having.
         stock = int(self.threads * (PREFETCH_SECONDS / self._average - 1))
         stock = max(0, min(stock, MAX_PREFETCH))
@@ -95,7 +97,9 @@ class Pool:
         """Run the claimed rows, in their order."""
         self._taken = time.monotonic()
         for claim in claims:
-            self._waiting.put(claim)
+            attempt = Attempt(self.job, claim)
+            self._held.add(attempt)
+            self._waiting.put(attempt)
 
     def overdue(self) -> list[Claim]:
         """Take back and return the waiting rows if no thread has come for one for too long.
@@ -116,15 +120,16 @@ class Pool:
         claims: list[Claim] = []
         while True:
             try:
-                claim = self._waiting.get_nowait()
+                attempt = self._waiting.get_nowait()
             except Empty:
                 return claims
-            if claim is not None:
-                claims.append(claim)
+            if attempt is not None:
+                claims.append(attempt.claim)
+                self._held.discard(attempt)
 
     def abandon(self) -> list[tuple[Attempt, Outcome]]:
         """Return the outcomes with which running attempts are given up; theirs comes too late."""
-        given_up = [attempt for attempt in tuple(self._running) if attempt.close()]
+        given_up = [attempt for attempt in tuple(self._held) if attempt.close()]
         return [(attempt, attempt.abandon()) for attempt in given_up]
 
     def stop(self) -> None:
@@ -145,17 +150,15 @@ class Pool:
         """Run attempts until told to end. The thread keeps its connections between tasks."""
         try:
             ended = time.monotonic()
-            while (claim := self._waiting.get()) is not None:
+            while (attempt := self._waiting.get()) is not None:
                 self._taken = began = time.monotonic()
                 if ended < max(self._broken, began - MAX_IDLE):
                     connections.close_all()
-                attempt = Attempt(self.job, claim)
-                self._running.add(attempt)
                 if attempt.is_async:
                     self._start(attempt)
                 else:
                     outcome = attempt.run()
-                    leave_clean(claim.task_path, keep=True)
+                    leave_clean(attempt.claim.task_path, keep=True)
                     self._end(attempt, outcome)
                 ended = time.monotonic()
                 self._average += (ended - began - self._average) / 16
@@ -169,7 +172,7 @@ class Pool:
         if attempt.close():
             self._done(attempt, outcome)
         # Only now, so that the attempt is somewhere at every moment.
-        self._running.discard(attempt)
+        self._held.discard(attempt)
 
     def _start(self, attempt: Attempt) -> None:
         """Run the attempt's coroutine on the event loop, which starts with the first one."""

@@ -44,6 +44,15 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
+remembered: list[int] = []
+
+
+@task
+def remember(n: int) -> None:
+    """Note, in this process, that the task ran."""
+    remembered.append(n)
+
+
 @task
 def give(what: str) -> Any:
     """Return something that JSON cannot hold."""

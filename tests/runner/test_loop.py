@@ -14,6 +14,7 @@ from django.tasks.signals import task_finished, task_started
 from django.test import TransactionTestCase, override_settings
 
 from dbtasks import RunnerError, store
+from dbtasks.execute import Attempt
 from dbtasks.models import ScheduledTask
 from dbtasks.runner import Runner, cleanup
 from dbtasks.testing import RunnerTestCase
@@ -210,6 +211,9 @@ class RunningTests(RunnerTestCase):
 class OrderTests(TransactionTestCase):
     """Drains with one thread, so that order can be seen."""
 
+    def setUp(self) -> None:
+        tasks.remembered.clear()
+
     def drain(self, **options: Any) -> Runner:
         runner = Runner(workers=1, drain=True, **options)
         thread = threading.Thread(target=runner.run)
@@ -219,13 +223,12 @@ class OrderTests(TransactionTestCase):
         return runner
 
     def order(self) -> list[int]:
-        rows = ScheduledTask.objects.successful().order_by("started_at", "id")
-        return [task.args[0] for task in rows]
+        return tasks.remembered
 
     def test_higher_priority_first_then_older(self):
         """Rows start in the order that the claim promises."""
         for n, priority in enumerate((0, 5, -5, 5, 0)):
-            tasks.add.using(priority=priority).enqueue(n, 0)
+            tasks.remember.using(priority=priority).enqueue(n)
         self.drain()
 
         self.assertEqual([1, 3, 0, 4, 2], self.order())
@@ -249,8 +252,8 @@ class OrderTests(TransactionTestCase):
 
     def test_only_the_named_queues_are_served(self):
         """Other queues' rows stay."""
-        tasks.add.enqueue(1, 0)
-        tasks.add.using(queue_name="mail").enqueue(2, 0)
+        tasks.remember.enqueue(1)
+        tasks.remember.using(queue_name="mail").enqueue(2)
         self.drain(queues=["mail"])
 
         self.assertEqual([2], self.order())
@@ -259,7 +262,7 @@ class OrderTests(TransactionTestCase):
         """run() may be called again once it has ended."""
         runner = Runner(workers=1, drain=True)
         for n in range(2):
-            tasks.add.enqueue(n, 0)
+            tasks.remember.enqueue(n)
             thread = threading.Thread(target=runner.run)
             thread.start()
             thread.join(30)
@@ -405,3 +408,17 @@ class OtherSettingsTests(TransactionTestCase):
             Runner(workers=1, drain=True).run()
 
         self.assertLess(len(connections[DB].queries_log), 20)
+
+
+class GapTests(TransactionTestCase):
+    """Between the queue and the thread."""
+
+    def test_a_task_that_a_thread_has_just_taken_is_waited_for(self):
+        """A drain does not end while an attempt is neither waiting nor running yet."""
+        tasks.add.enqueue(1, 2)
+        slow = property(lambda attempt: time.sleep(0.2) or False)
+        with mock.patch.object(Attempt, "is_async", slow):
+            runner = Runner(workers=1, drain=True)
+            runner.run()
+
+        self.assertEqual(1, runner.done)
