@@ -35,7 +35,16 @@ from . import payload, store, wakeup
 from .backend import DatabaseBackend
 from .exceptions import TaskCancelled
 from .mask import Mask, backend_of
-from .models import FAILED, READY, RUNNING, SUCCESSFUL, Hold, ScheduledTask, ScheduledTaskQuerySet
+from .models import (
+    FAILED,
+    READY,
+    RUNNING,
+    SUCCESSFUL,
+    Hold,
+    ScheduledTask,
+    ScheduledTaskQuerySet,
+    Worker,
+)
 
 # Rows that are counted, and so can be paged through; counting ten million takes seconds.
 MAX_COUNT = 10_000
@@ -641,3 +650,27 @@ def _json(value: Any, indent: int | None = None) -> str:
 def _pretty(value: Any) -> str:
     text = payload.clean(_json(value, indent=2), MAX_TEXT)
     return format_html('<pre class="dbtasks-json">{}</pre>', text)
+
+
+@admin.register(Worker)
+class WorkerAdmin(admin.ModelAdmin):
+    """The runners, as they see each other: to look at only."""
+
+    list_display = ("worker_id", "backend", "state", "started_at", "beat_at", "pid")
+    ordering = ("-started_at",)
+    list_filter = ("state",)
+    readonly_fields = tuple(field.name for field in Worker._meta.fields)
+    show_full_result_count = False
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return Worker.objects.using(database())
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        # Its runner would have to join anew, and nobody would miss it if it did not.
+        return False

@@ -25,6 +25,7 @@ from dbtasks import admin, mask, store
 from dbtasks.backend import uuid7
 from dbtasks.exceptions import TaskCancelled
 from dbtasks.models import FAILED, READY, RUNNING, SUCCESSFUL, Hold, ScheduledTask
+from dbtasks.store import workers
 
 LIST = "admin:dbtasks_scheduledtask_changelist"
 HOUR = timedelta(hours=1)
@@ -517,7 +518,7 @@ class ActionTests(AdminCase):
             self.act("retry_failed", row)
             notify.assert_not_called()
 
-        notify.assert_called_once_with("mails")
+        notify.assert_called_once_with("default", "mails")
 
     def test_task_code_is_not_run(self):
         """No action calls the function in the web process."""
@@ -647,3 +648,20 @@ class SpanTests(SimpleTestCase):
 
         for seconds, text in told.items():
             self.assertEqual(text, admin.span(timedelta(seconds=seconds)))
+
+
+class WorkerTests(AdminCase):
+    """The list of runners."""
+
+    def test_runners_can_be_looked_at_and_nothing_else(self):
+        """A runner shows with its state; nobody can add, change or delete it by hand."""
+        workers.register("default", "host-1-abc", "default", "", 1, 1)
+        url = reverse("admin:dbtasks_worker_changelist")
+        detail = reverse("admin:dbtasks_worker_change", args=["host-1-abc"])
+
+        self.assertContains(self.client.get(url), "host-1-abc")
+        self.assertContains(self.client.get(detail), "Live")
+        self.assertEqual(403, self.client.get(reverse("admin:dbtasks_worker_add")).status_code)
+        self.assertEqual(403, self.client.post(detail, {"beat": 5}).status_code)
+        gone = reverse("admin:dbtasks_worker_delete", args=["host-1-abc"])
+        self.assertEqual(403, self.client.post(gone, {"post": "yes"}).status_code)

@@ -12,10 +12,12 @@ from django.utils import timezone
 
 from dbtasks import store
 from dbtasks.models import ScheduledTask
+from dbtasks.store import workers
 from dbtasks.store.postgresql import PIN
 from dbtasks.store.rows import Change
 
 from .base import DB, outcome, vendor
+from .test_workers import register
 
 TABLE = ScheduledTask._meta.db_table
 
@@ -111,9 +113,15 @@ class PlanTests(TransactionTestCase):
     def statements(self) -> dict[str, Any]:
         """Return what a runner does all the time."""
         claims: list[store.Claim] = []
+        workers.leave(DB, "w1")
+        register("w1")
+
+        def claim(queues: Any = None) -> list[store.Claim]:
+            return store.claim(DB, "default", "w1", 500, queues, registered=True)
+
         return {
-            "claim": lambda: claims.extend(store.claim(DB, "default", "w1", 500)),
-            "claim of a queue": lambda: store.claim(DB, "default", "w1", 500, ["default"]),
+            "claim": lambda: claims.extend(claim()),
+            "claim of a queue": lambda: claim(["default"]),
             "settle": lambda: store.settle(DB, [outcome(claim) for claim in claims]),
             "look": lambda: store.look(DB, "default"),
             "look at a queue": lambda: store.look(DB, "default", ["none"]),
