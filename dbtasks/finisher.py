@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 
-from django.db import Error, InterfaceError, OperationalError, connections, reset_queries
+from django.db import InterfaceError, OperationalError, connections, reset_queries
 
 from . import payload, store
 from .execute import Attempt
@@ -37,6 +37,8 @@ class Finisher:
         # Outcomes put and not yet settled.
         self.backlog = 0
         self._counting = threading.Lock()
+        # Whether some of them never reached the database.
+        self._gave_up = False
         self._hurry = threading.Event()
         self._thread = threading.Thread(target=self._work, name="dbtasks-finisher", daemon=True)
         self._thread.start()
@@ -55,14 +57,18 @@ class Finisher:
             # No more tries: rows that are left RUNNING are given back when the runner is missed.
             self._hurry.set()
             self._thread.join(1.0)
-        return not self.backlog
+        return not self.backlog and not self._gave_up
 
     def _work(self) -> None:
         try:
             last = False
             while not last and (first := self._queue.get()) is not None:
                 batch, last = self._gather(first)
-                self._settled(self._write(batch))
+                written = self._write(batch)
+                try:
+                    self._settled(written)
+                except Exception:  # whatever a reporter raises: the rows are written, we go on
+                    logger.exception("%d settled outcomes could not be reported", len(written))
                 with self._counting:
                     self.backlog -= len(batch)
                 reset_queries()
@@ -84,20 +90,27 @@ class Finisher:
 
     def _write(self, batch: list[Ended]) -> list[Ended]:
         """Write the batch, as often as it takes; return those whose claim still stood."""
-        pause = FIRST_PAUSE
+        pause, is_plain = FIRST_PAUSE, False
         while True:
             try:
                 return settle(self._db, batch)
             except (OperationalError, InterfaceError) as error:
                 if not pause_after(error, self._db, pause, self._hurry):
-                    logger.error("%d outcomes could not be stored", len(batch))
-                    return []
+                    return self._give_up(batch)
                 pause = min(pause * 2, LONGEST_PAUSE)
-            except Error:
+            except Exception:
                 # The data of one of them. It must not keep the others, nor stay RUNNING itself.
                 if len(batch) > 1:
                     return [ended for one in batch for ended in self._write([one])]
-                batch = [unstorable(*batch[0])]
+                if is_plain:
+                    logger.exception("Not even a plain outcome can be stored")
+                    return self._give_up(batch)
+                batch, is_plain = [unstorable(*batch[0])], True
+
+    def _give_up(self, batch: list[Ended]) -> list[Ended]:
+        logger.error("%d outcomes could not be stored", len(batch))
+        self._gave_up = True
+        return []
 
 
 def settle(db: str, batch: list[Ended]) -> list[Ended]:

@@ -145,6 +145,8 @@ class Runner:
         return True
 
     def _is_idle(self) -> bool:
+        if self._pool is None:
+            return False
         # In the order in which a row passes: it is seen in one of the places, or it is settled.
         return not self._look().due and not self._claiming and self._is_empty()
 
