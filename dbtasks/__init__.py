@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from .exceptions import (
     DBTasksError,
+    Discard,
     DurationError,
+    Retry,
     RunnerError,
+    Snooze,
     TaskAbandoned,
     TaskCancelled,
     TaskNotDue,
@@ -21,9 +24,12 @@ from .task import Task, TaskResult, task
 
 __all__ = [
     "DBTasksError",
+    "Discard",
     "Duration",
     "DurationError",
+    "Retry",
     "RunnerError",
+    "Snooze",
     "Task",
     "TaskAbandoned",
     "TaskCancelled",

@@ -323,10 +323,17 @@ class DatabaseBackend(BaseTaskBackend):
 
     def retain_failed(self, row: "ScheduledTask") -> timedelta | None:
         """Return how long the row stays if it fails: by the call, the task, or the options."""
-        call = decode_policies(row.policy).get("retain")
-        task = registry.get(row.task_path)
-        stay: timedelta | None = call or getattr(task, "retain", None)
+        stay: timedelta | None = self._policy(row, "retain")
         return stay or self.config.retain(row.task_path, TaskResultStatus.FAILED)
+
+    def may_retry_lost(self, row: "ScheduledTask") -> bool:
+        """Tell whether the row may start again after its runner was lost."""
+        return (self._policy(row, "on_lost") or self.config.on_lost) == "retry"
+
+    def _policy(self, row: "ScheduledTask", name: str) -> Any:
+        """Return the call's own policy, else that of the task, as far as it is imported."""
+        call = decode_policies(row.policy).get(name)
+        return getattr(registry.get(row.task_path), name, None) if call is None else call
 
     def retry(self, result_id: str) -> bool:
         """Make the row READY again if it is FAILED; return whether that was so."""

@@ -32,6 +32,34 @@ class TaskAbandoned(DBTasksError):
     """The runner stopped before the task ended."""
 
 
+class Retry(DBTasksError):
+    """The task asked to be tried again.
+
+    Raised inside a task, it ends the attempt as a failed one. `delay` is in seconds; None leaves
+    it to the backoff.
+    """
+
+    def __init__(self, message: str | None = None, *, delay: float | None = None) -> None:
+        super().__init__(message)
+        self.delay = delay
+
+
+class Snooze(DBTasksError):
+    """The task asked to be run later.
+
+    Raised inside a task, it ends this run without counting it as an attempt. `delay` is in
+    seconds.
+    """
+
+    def __init__(self, delay: float) -> None:
+        super().__init__()
+        self.delay = delay
+
+
+class Discard(DBTasksError):
+    """The task asked not to be tried again."""
+
+
 class WorkerLost(DBTasksError):
     """The runner was lost while it had the task."""
 

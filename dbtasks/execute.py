@@ -29,8 +29,8 @@ from django.tasks.signals import (
     task_started,
 )
 
-from . import payload, registry, store
-from .exceptions import TaskAbandoned, TaskNotFound
+from . import payload, policy, registry, store
+from .exceptions import Discard, Retry, Snooze, TaskAbandoned, TaskNotFound
 from .models import FAILED, READY, SUCCESSFUL
 from .options import Options
 from .store import Claim, Outcome
@@ -47,6 +47,8 @@ logger = logging.getLogger("dbtasks.runner")
 # Errors kept of one row, and characters of each: enough to see what happened, never the reason
 # that an outcome cannot be stored.
 MAX_ERRORS, MAX_TRACEBACK = 10, 16_384
+# Seconds that a task may ask for: a hundred years are for ever.
+LONGEST_SNOOZE = 3_155_760_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class Attempt:
             value, text = self._dump(task.call(*args, **kwargs))
         except BaseException as error:  # sys.exit() in a task ends the task, not the thread
             outcome = self._failed(error)
-            if not self.interrupted:
+            if outcome.status == FAILED and not self.interrupted:
                 self._announce(task_finished)
             return outcome
         outcome = self._succeeded(value, text)
@@ -147,7 +149,8 @@ class Attempt:
             value, text = self._dump(await task.func(*args, **kwargs))
         except BaseException as error:
             outcome = self._failed(error)
-            await self._aannounce(task_finished)
+            if outcome.status == FAILED:
+                await self._aannounce(task_finished)
             return outcome
         outcome = self._succeeded(value, text)
         await self._aannounce(task_finished)
@@ -180,7 +183,7 @@ class Attempt:
             and found.backend == job.alias
         ):
             return found
-        policy = decode_policies(payload.load(claim.policy) if claim.policy else None)
+        policies = decode_policies(payload.load(claim.policy) if claim.policy else None)
         return task_for(
             claim.task_path,
             found,
@@ -189,7 +192,7 @@ class Attempt:
                 "queue_name": claim.queue_name,
                 "backend": job.alias,
                 "run_after": store.moment(job.db, claim.run_after),
-                **policy,
+                **policies,
             },
         )
 
@@ -222,14 +225,49 @@ class Attempt:
     def _failed(self, error: BaseException) -> Outcome:
         """Return the outcome of an exception, whatever it is: this must not fail."""
         self.error = error
+        if isinstance(error, Snooze):
+            return self._again(error.delay, self.claim.errors, self.claim.failures)
         errors = [*self._errors(), describe_error(error)][-MAX_ERRORS:]
-        outcome = self._outcome(
-            FAILED, errors=payload.text(errors), failures=self.claim.failures + 1
-        )
+        failures = self.claim.failures + 1
+        delay = self._delay(error, failures)
+        if delay is not None:
+            where = (self.claim.task_path, self.claim.id, failures, delay)
+            logger.warning("%s %s failed for the %d. time, again in %.1f s", *where, exc_info=error)
+            return self._again(delay, payload.text(errors), failures)
+        outcome = self._outcome(FAILED, errors=payload.text(errors), failures=failures)
         if self.job.options.signals:
             entries, ended_at = make_errors(errors), outcome.finished_at
             self._update(status=TaskResultStatus.FAILED, finished_at=ended_at, errors=entries)
         return outcome
+
+    def _delay(self, error: BaseException, failures: int) -> float | None:
+        """Return the seconds until the task is tried again; None if it is not."""
+        task = self.task
+        retry_on = (Retry, *getattr(task, "retry_on", (Exception,)))
+        discard_on = (Discard, *getattr(task, "discard_on", ()))
+        if failures >= self._policy("max_attempts") or task is None:
+            return None
+        if isinstance(error, discard_on) or not isinstance(error, retry_on):
+            return None
+        try:
+            if isinstance(error, Retry) and error.delay is not None:
+                return policy.seconds(error.delay)
+            return policy.delay_after(self._policy("backoff"), failures, error, self._result)
+        except Exception:  # whatever the task's own function raises; its error stands
+            logger.exception("The backoff of %s failed; it is not retried", self.claim.task_path)
+            return None
+
+    def _policy(self, name: str) -> Any:
+        value = getattr(self.task, name, None)
+        return getattr(self.job.options, name) if value is None else value
+
+    def _again(self, delay: float, errors: str | None, failures: int) -> Outcome:
+        """Return the outcome of an attempt after which the task is due again in `delay` seconds."""
+        outcome = self._outcome(READY, errors=errors, failures=failures)
+        # The latest date that every database holds is in the year 9999.
+        delay = min(max(0.0, delay), LONGEST_SNOOZE)
+        run_after = self._at(time.monotonic()) + timedelta(seconds=delay)
+        return outcome._replace(run_after=run_after, finished_at=None, delete_after=None)
 
     def abandon(self) -> Outcome:
         """Return the outcome of an attempt that is not waited for: READY, to be started again."""

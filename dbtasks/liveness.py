@@ -42,10 +42,12 @@ class Heart:
         backend: str,
         timeout: float,
         retain: Callable[[ScheduledTask], timedelta | None],
+        may_retry: Callable[[ScheduledTask], bool],
         lost: Callable[[], None],
         rescued: Callable[[], None],
     ) -> None:
-        self._db, self._timeout, self._retain = db, timeout, retain
+        self._db, self._timeout = db, timeout
+        self._retain, self._may_retry = retain, may_retry
         self.worker_id, self._backend = worker_id, backend
         self._lost, self._rescued = lost, rescued
         self._stop = threading.Event()
@@ -100,7 +102,7 @@ class Heart:
         passed = min(now - self._watched_at, self._timeout / BEATS * 1.2)
         self._watched_at = now
         seen = {}
-        for other in workers.others(self._db, self.worker_id):
+        for other in workers.others(self._db, self.worker_id, self._backend):
             beat, silent = self._seen.get(other.worker_id, (None, 0.0))
             silent = silent + passed if beat == other.beat else 0.0
             seen[other.worker_id] = (other.beat, silent)
@@ -112,7 +114,7 @@ class Heart:
         self._rescue()
 
     def _rescue(self) -> None:
-        while rows := workers.rescue(self._db, self._retain):
+        while rows := workers.rescue(self._db, self._backend, self._retain, self._may_retry):
             for row in rows:
                 logger.warning("%s %s was given back by %s", row.task_path, row.pk, row.worker_id)
             self._rescued()

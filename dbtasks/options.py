@@ -14,6 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS
 from django.tasks import TaskResultStatus
 
+from . import policy
 from .exceptions import DurationError
 from .schedule import Duration
 
@@ -60,6 +61,12 @@ class Options:
     retain: Retention = field(default_factory=Retention)
     # Seconds of silence after which a runner is given up for dead; it beats every quarter.
     worker_timeout: float = 20.0
+    # Attempts that may end in an exception, unless the task says otherwise.
+    max_attempts: int = 1
+    # Seconds before the next attempt, a list of them, or a function; None grows exponentially.
+    backoff: policy.Backoff | None = None
+    # "retry" or "fail": what becomes of a task whose runner was lost.
+    on_lost: str = "retry"
     # Alias of the database that holds the queue, when no router says otherwise.
     database: str = DEFAULT_DB_ALIAS
     # Write the row when the caller's transaction commits: True for the default database's
@@ -111,6 +118,9 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "signals": _flag,
     "retain": Retention.parse,
     "worker_timeout": _seconds,
+    "max_attempts": policy.check_attempts,
+    "backoff": policy.check_backoff,
+    "on_lost": policy.check_on_lost,
     "database": _alias,
     "enqueue_on_commit": lambda value: _alias(value) if isinstance(value, str) else _flag(value),
     "task_modules": _names,

@@ -26,6 +26,7 @@ from django.tasks import task_backends
 
 from . import payload, store
 from .backend import DatabaseBackend
+from .execute import Attempt
 from .finisher import Ended
 from .models import FAILED, READY, SUCCESSFUL, ScheduledTask
 from .runner import Runner
@@ -75,7 +76,7 @@ def describe(ended: Ended) -> dict[str, Any]:
     due = store.moment(job.db, claim.run_after) or store.moment(job.db, claim.enqueued_at)
     error, message = _failure(outcome)
     return {
-        "event": _EVENTS[outcome.status],
+        "event": _event(attempt, outcome),
         "time": _now(),
         "task_id": attempt.describe()["id"],
         "task": claim.task_path,
@@ -93,7 +94,18 @@ def describe(ended: Ended) -> dict[str, Any]:
 
 
 _EVENTS = {SUCCESSFUL: "task.finished", FAILED: "task.failed", READY: "task.released"}
-_MARKS = {SUCCESSFUL: "ok", FAILED: "FAIL", READY: "back"}
+_MARKS = {
+    "task.finished": "ok",
+    "task.failed": "FAIL",
+    "task.released": "back",
+    "task.retried": "next",
+}
+
+
+def _event(attempt: Attempt, outcome: Outcome) -> str:
+    """Return what happened: a READY row was given up, or is tried again after an error."""
+    is_retry = outcome.status == READY and attempt.error is not None
+    return "task.retried" if is_retry else _EVENTS[outcome.status]
 
 
 def _failure(outcome: Outcome) -> tuple[str | None, str | None]:
@@ -111,7 +123,7 @@ def _failure(outcome: Outcome) -> tuple[str | None, str | None]:
 
 def _line(fields: dict[str, Any]) -> str:
     text = (
-        f"{_MARKS[fields['status']]:4} {fields['task_id'][-12:]} {plain(fields['task'], 120)}  "
+        f"{_MARKS[fields['event']]:4} {fields['task_id'][-12:]} {plain(fields['task'], 120)}  "
         f"queue={plain(fields['queue'])} attempt={fields['attempt']} {fields['status']} "
         f"waited {span(fields['wait_s'])}"
     )
@@ -339,7 +351,8 @@ class Report:
             self._summary(time.monotonic() - self._began)
 
     def _summary(self, elapsed: float) -> None:
-        back = self.statuses[READY]
+        back = 0 if self._runner is None else self._runner.abandoned
+        retried = self.statuses[READY] - back
         if self._as_json:
             self._object(
                 {
@@ -348,6 +361,7 @@ class Report:
                     "done": self.done,
                     "successful": self.statuses[SUCCESSFUL],
                     "failed": self.failed,
+                    "retried": retried,
                     "given_back": back,
                     "duration_s": round(elapsed, 6),
                 }
@@ -358,6 +372,8 @@ class Report:
             f"({self.done / max(elapsed, 0.001):,.0f}/s): "
             f"{self.statuses[SUCCESSFUL]:,} successful, {self.failed:,} failed."
         )
+        if retried:
+            text += f" {plural(retried, 'attempt')} to be followed by another."
         if back:
             text += f" {plural(back, 'running task')} given back, to be started again."
         self.out.line(text)

@@ -184,6 +184,7 @@ class Runner:
             self.backend,
             backend.config.worker_timeout,
             backend.retain_failed,
+            backend.may_retry_lost,
             lost=self._join_anew,
             rescued=self.wake,
         )

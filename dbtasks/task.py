@@ -15,7 +15,7 @@ from django.tasks import base, task_backends
 from django.tasks.base import TaskError
 from django.tasks.exceptions import InvalidTask
 
-from . import registry
+from . import policy, registry
 from .exceptions import DurationError, TaskNotFound
 from .schedule import Duration
 
@@ -30,7 +30,18 @@ class Task(base.Task):
     Made by the ``@task`` decorator; a changed copy is made by ``using()``.
     """
 
-    # How long finished rows stay; None is what OPTIONS["retain"] says.
+    # Policies; where they are None, OPTIONS decides.
+    # Attempts that may end in an exception; lost runners are counted apart.
+    max_attempts: int | None = None
+    # Seconds before the next attempt, a list of them, or (exception, task_result) -> seconds or
+    # None to give up. The default starts at 5 s, doubles up to an hour, and varies by a half.
+    backoff: policy.Backoff | None = None
+    # Exceptions after which the task is tried again, and those after which it never is.
+    retry_on: tuple[type[BaseException], ...] = (Exception,)
+    discard_on: tuple[type[BaseException], ...] = ()
+    # "retry" or "fail": what becomes of a row whose runner was lost.
+    on_lost: str | None = None
+    # How long finished rows stay.
     retain: timedelta | None = None
     # Write the row at the caller's commit; None is what OPTIONS["enqueue_on_commit"] says.
     enqueue_on_commit: bool | str | None = None
@@ -38,8 +49,14 @@ class Task(base.Task):
     delay: timedelta | None = None
 
     def __post_init__(self) -> None:
-        if self.retain is not None:
-            object.__setattr__(self, "retain", _duration("retain", self.retain))
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            try:
+                object.__setattr__(self, name, check(value))
+            except (ValueError, DurationError) as error:
+                raise InvalidTask(f"{name}: {error}") from None
         base.Task.__post_init__(self)
         registry.register(self)
 
@@ -65,6 +82,11 @@ class Task(base.Task):
             changes |= {"delay": run_after, "run_after": None}
         elif run_after is not None:
             changes |= {"run_after": run_after, "delay": None}
+        if callable(changes.get("backoff")) or changes.keys() & {"retry_on", "discard_on"}:
+            raise InvalidTask(
+                "A row keeps no code: give a backoff that is a function, retry_on and discard_on "
+                "to the @task decorator."
+            )
         return replace(self, **changes)
 
     def enqueue_many(self, calls: Iterable[Call]) -> list[base.TaskResult]:
@@ -87,7 +109,18 @@ class Task(base.Task):
 
 # What a call of .using() may change and a row therefore has to keep: name, to JSON, from JSON.
 POLICIES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "max_attempts": (int, int),
+    "backoff": (lambda value: value, policy.check_backoff),
+    "on_lost": (str, str),
     "retain": (timedelta.total_seconds, Duration),
+}
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "max_attempts": policy.check_attempts,
+    "backoff": policy.check_backoff,
+    "retry_on": policy.check_exceptions,
+    "discard_on": policy.check_exceptions,
+    "on_lost": policy.check_on_lost,
+    "retain": Duration,
 }
 
 
@@ -254,7 +287,10 @@ def policies_of(task: base.Task) -> dict[str, Any] | None:
     changed = {}
     for name, (encode, _) in POLICIES.items():
         value = getattr(task, name)
-        if value is not None and value != getattr(declared, name, None):
+        # A function is declared with the task; a row keeps none.
+        if value is None or callable(value):
+            continue
+        if value != getattr(declared, name, None):
             changed[name] = encode(value)
     return changed or None
 
@@ -264,10 +300,3 @@ def decode_policies(policy: dict[str, Any] | None) -> dict[str, Any]:
     return {
         name: POLICIES[name][1](value) for name, value in (policy or {}).items() if name in POLICIES
     }
-
-
-def _duration(name: str, value: Any) -> Duration:
-    try:
-        return Duration(value)
-    except DurationError as error:
-        raise InvalidTask(f"{name}: {error}") from None

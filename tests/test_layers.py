@@ -14,6 +14,7 @@ LEVELS = {
     "exceptions": 0,
     "schedule": 1,
     "payload": 1,
+    "policy": 1,
     "indexes": 1,
     "options": 2,
     "registry": 2,

@@ -57,9 +57,10 @@ def beat(db: str, worker_id: str) -> bool:
     return _unit(db, unit)
 
 
-def others(db: str, worker_id: str) -> list[Worker]:
-    """Return the workers that are thought to be alive, this one aside."""
-    return list(Worker.objects.using(db).filter(state=LIVE).exclude(pk=worker_id))
+def others(db: str, worker_id: str, backend: str) -> list[Worker]:
+    """Return the backend's workers that are thought to be alive, this one aside."""
+    live = Worker.objects.using(db).filter(state=LIVE, backend=backend)
+    return list(live.exclude(pk=worker_id))
 
 
 def give_up(db: str, worker_id: str, beat: int) -> bool:
@@ -74,29 +75,36 @@ def leave(db: str, worker_id: str) -> None:
     _unit(db, lambda *_: own.delete())
 
 
-def rescue(db: str, retain: Callable[[ScheduledTask], timedelta | None]) -> list[ScheduledTask]:
-    """Give back up to 500 rows of lost workers; return those that were, as they were.
+def rescue(
+    db: str,
+    backend: str,
+    retain: Callable[[ScheduledTask], timedelta | None],
+    may_retry: Callable[[ScheduledTask], bool],
+) -> list[ScheduledTask]:
+    """Give back up to 500 rows of the backend's lost workers; return those that were, as they were.
 
-    A row whose runner was lost for the third time is FAILED: it may be what kills them. Each row
-    is guarded by the fence that was seen, so a run that ended meanwhile, or began, is left alone.
+    A row that may not be retried is FAILED, and so is one whose runner was lost for the third
+    time: it may be what kills them. Each row is guarded by the fence that was seen, so a run that
+    ended meanwhile, or began, is left alone. `retain` tells how long a FAILED row stays.
     """
-    lost = list(Worker.objects.using(db).filter(state=LOST).values_list("pk", flat=True))
+    silent = Worker.objects.using(db).filter(state=LOST, backend=backend)
+    lost = list(silent.values_list("pk", flat=True))
     if not lost:
         return []
     at = now(db)
-    Worker.objects.using(db).filter(state=LOST, beat_at__lt=at - REMEMBERED).delete()
+    silent.filter(beat_at__lt=at - REMEMBERED).delete()
     rows = ScheduledTask.objects.using(db).running().filter(worker_id__in=lost)
     seen = list(rows.order_by("worker_id", "id")[:BATCH])
-    written = settle(db, [_lost(db, row, at, retain) for row in seen])
+    failed = [row.lost + 1 >= MAX_LOST or not may_retry(row) for row in seen]
+    stays = [retain(row) if ends else None for row, ends in zip(seen, failed, strict=True)]
+    written = settle(db, [_lost(db, *row, at) for row in zip(seen, failed, stays, strict=True)])
     return [row for row in seen if key(db, row.pk) in written]
 
 
 def _lost(
-    db: str, row: ScheduledTask, at: datetime, retain: Callable[[ScheduledTask], timedelta | None]
+    db: str, row: ScheduledTask, failed: bool, stay: timedelta | None, at: datetime
 ) -> Outcome:
     """Return what becomes of a row whose runner was lost."""
-    failed = row.lost + 1 >= MAX_LOST
-    stay = retain(row) if failed else None
     error = (class_path(WorkerLost), f"{WorkerLost()} It was {row.worker_id}.")
     return Outcome(
         id=key(db, row.pk),

@@ -10,6 +10,7 @@ from django.db import connection, transaction
 from django.tasks import task
 from django.utils import timezone, translation
 
+import dbtasks
 from dbtasks.models import ScheduledTask
 
 NOT_JSON = (
@@ -217,3 +218,39 @@ def wait_at_gate() -> None:
 
 
 not_a_task = throw.func
+
+
+@task(takes_context=True)
+def fail_times(context: Any, times: int) -> None:
+    """Fail in so many attempts, then succeed."""
+    remembered.append(context.attempt)
+    if context.attempt <= times:
+        raise ValueError(context.attempt)
+
+
+@dbtasks.task(max_attempts=3, backoff=0.01, retry_on=ValueError, discard_on=[UnicodeError])
+def picky(what: str) -> None:
+    raise {"value": ValueError, "key": KeyError, "unicode": UnicodeError}[what]
+
+
+def tell(error: BaseException, result: Any) -> float | None:
+    """Decide by what the task was given, and by how often it was tried."""
+    assert isinstance(error, ValueError)
+    assert result.attempts >= 1
+    return {"again": 0.01, "stop": None, "broken": "nonsense"}[result.args[0]]  # type: ignore[return-value]
+
+
+@dbtasks.task(max_attempts=3, backoff=tell)
+def told(what: str) -> None:
+    raise ValueError(what)
+
+
+@task(takes_context=True)
+def ask(context: Any, what: str) -> None:
+    """End as a task may ask to."""
+    if what == "snooze" and context.attempt < 3:
+        raise dbtasks.Snooze(0.01)
+    if what == "retry":
+        raise dbtasks.Retry(delay=0.01)
+    if what == "discard":
+        raise dbtasks.Discard("no use")

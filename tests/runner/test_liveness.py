@@ -89,7 +89,7 @@ class HeartTests(TransactionTestCase):
         self.now = 1000.0
         self.enterContext(mock.patch.object(liveness, "clock", lambda: self.now))
         self.heart = liveness.Heart(
-            DB, "me", "default", 20.0, lambda row: None, mock.Mock(), mock.Mock()
+            DB, "me", "default", 20.0, lambda row: None, lambda row: True, mock.Mock(), mock.Mock()
         )
 
     def watch(self, seconds: float) -> str:

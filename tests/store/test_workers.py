@@ -18,9 +18,10 @@ def register(name: str, **values: Any) -> str:
     return name
 
 
-def rescue() -> list[Any]:
+def rescue(may_retry: bool = True) -> list[Any]:
     """Rescue what lost workers held; return the ids."""
-    return [task.pk for task in workers.rescue(DB, lambda task: timedelta(days=1))]
+    found = workers.rescue(DB, "default", lambda task: timedelta(days=1), lambda task: may_retry)
+    return [task.pk for task in found]
 
 
 def claim(worker: str) -> store.Claim:
@@ -66,7 +67,7 @@ class WorkerTests(TestCase):
         workers.give_up(DB, "lost", 0)
         workers.leave(DB, "gone")
 
-        self.assertEqual(["live"], [other.pk for other in workers.others(DB, "me")])
+        self.assertEqual(["live"], [other.pk for other in workers.others(DB, "me", "default")])
 
 
 class RescueTests(TestCase):

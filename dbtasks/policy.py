@@ -1,0 +1,88 @@
+"""Policies of retrying: whether a failed attempt is followed by another, and when.
+
+Owns their checks and their arithmetic. Never reads a clock, settings or the database.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+# Seconds before the second attempt, doubled for each later one, up to an hour; half of it more or
+# less, so that what failed together does not come back together.
+FIRST_DELAY, LONGEST_DELAY, JITTER = 5.0, 3600.0, 0.5
+
+# Seconds; seconds for each attempt, the last for all later ones; or what tells them.
+Backoff = float | tuple[float, ...] | Callable[[BaseException, Any], float | None]
+
+
+def exponential(failures: int) -> float:
+    """Return the default delay in seconds after so many failed attempts."""
+    # 2 ** 10 is beyond the hour already; a larger exponent only overflows.
+    delay = min(FIRST_DELAY * 2.0 ** min(failures - 1, 10), LONGEST_DELAY)
+    return delay * random.uniform(1 - JITTER, 1 + JITTER)
+
+
+def delay_after(
+    backoff: Backoff | None, failures: int, error: BaseException, result: Callable[[], Any]
+) -> float | None:
+    """Return the seconds until the next attempt, None to give up, after so many failed ones.
+
+    `result` makes the task's result for a backoff that is a function. Raise ValueError if that
+    returns neither a number of seconds nor None.
+    """
+    if backoff is None:
+        return exponential(failures)
+    if callable(backoff):
+        told = backoff(error, result())
+        return None if told is None else seconds(told)
+    if isinstance(backoff, tuple):
+        return backoff[min(failures, len(backoff)) - 1]
+    return backoff
+
+
+def seconds(value: Any) -> float:
+    """Return the value as seconds, 0 or more; raise ValueError if it is no such number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no number of seconds.")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{value!r} is no number of seconds from 0 up.")
+    return float(value)
+
+
+def check_backoff(value: Any) -> Backoff:
+    """Return the backoff; raise ValueError if it is no seconds, list of them, or function."""
+    if callable(value):
+        return value  # type: ignore[no-any-return]
+    if isinstance(value, list | tuple) and value:
+        return tuple(seconds(item) for item in value)
+    try:
+        return seconds(value)
+    except ValueError:
+        raise ValueError(
+            f"{value!r} is no backoff. Use seconds, a list of seconds, or a module-level function "
+            "(exception, task_result) that returns seconds, or None to give up."
+        ) from None
+
+
+def check_attempts(value: Any) -> int:
+    """Return the number of attempts; raise ValueError if it is no whole number above zero."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} is no number of attempts above zero.")
+    return value
+
+
+def check_on_lost(value: Any) -> str:
+    """Return what happens to a row whose runner was lost; raise ValueError if it is no choice."""
+    if value not in ("retry", "fail"):
+        raise ValueError(f"{value!r} is neither 'retry' nor 'fail'.")
+    return str(value)
+
+
+def check_exceptions(value: Any) -> tuple[type[BaseException], ...]:
+    """Return the exception classes; raise ValueError if one is none."""
+    classes: Iterable[Any] = value if isinstance(value, list | tuple) else (value,)
+    for kind in classes:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise ValueError(f"{kind!r} is no exception class.")
+    return tuple(classes)
