@@ -30,7 +30,7 @@ from django.tasks.signals import (
 )
 
 from . import payload, policy, registry, store
-from .exceptions import Discard, Retry, Snooze, TaskAbandoned, TaskNotFound
+from .exceptions import Discard, Retry, Snooze, TaskAbandoned
 from .models import FAILED, READY, SUCCESSFUL
 from .options import Options
 from .store import Claim, Outcome
@@ -167,10 +167,9 @@ class Attempt:
         if self.task is None:
             try:
                 found = registry.find(self.claim.task_path, self.job.options.task_modules)
-            except TaskNotFound as error:
+                self.task = self._as_enqueued(found)
+            except Exception as error:  # no such task, or a row that somebody has written by hand
                 self.error = error
-                return None
-            self.task = self._as_enqueued(found)
         return self.task
 
     def _as_enqueued(self, found: base.Task | None) -> base.Task:
@@ -225,7 +224,7 @@ class Attempt:
     def _failed(self, error: BaseException) -> Outcome:
         """Return the outcome of an exception, whatever it is: this must not fail."""
         self.error = error
-        if isinstance(error, Snooze):
+        if isinstance(error, Snooze) and _is_seconds(error.delay):
             return self._again(error.delay, self.claim.errors, self.claim.failures)
         errors = [*self._errors(), describe_error(error)][-MAX_ERRORS:]
         failures = self.claim.failures + 1
@@ -244,7 +243,7 @@ class Attempt:
         """Return the seconds until the task is tried again; None if it is not."""
         task = self.task
         retry_on = (Retry, *getattr(task, "retry_on", (Exception,)))
-        discard_on = (Discard, *getattr(task, "discard_on", ()))
+        discard_on = (Discard, Snooze, *getattr(task, "discard_on", ()))
         if failures >= self._policy("max_attempts") or task is None:
             return None
         if isinstance(error, discard_on) or not isinstance(error, retry_on):
@@ -310,11 +309,10 @@ class Attempt:
         return at
 
     def _errors(self) -> list[tuple[str, str]]:
-        return payload.load(self.claim.errors) if self.claim.errors else []
+        return _listed(self.claim.errors)
 
     def _worker_ids(self) -> str:
-        before = payload.load(self.claim.worker_ids) if self.claim.worker_ids else []
-        return payload.text([*before, self.job.worker_id])
+        return payload.text([*_listed(self.claim.worker_ids), self.job.worker_id])
 
     def _result(self) -> Any:
         """Return the one result that signals and the context show."""
@@ -367,6 +365,20 @@ _FIELDS: dict[str, Callable[[Attempt], Any]] = {
     "errors": lambda attempt: make_errors(attempt._errors()),
     "worker_ids": lambda attempt: payload.load(attempt._worker_ids()),
 }
+
+
+def _listed(text: str | None) -> list[Any]:
+    """Return the list in a row's text; [] if there is none, or somebody has spoiled it."""
+    with suppress(ValueError):
+        found = payload.load(text) if text else []
+        return found if isinstance(found, list) else []
+    return []
+
+
+def _is_seconds(value: Any) -> bool:
+    with suppress(ValueError):
+        return policy.seconds(value) >= 0
+    return False
 
 
 def _only_logs(signal: Signal) -> bool:

@@ -44,7 +44,7 @@ def discover() -> list[str]:
             continue
         try:
             import_module(f"{config.name}.tasks")
-        except Exception as error:  # whatever user code raises; the other apps' tasks still run
+        except (Exception, SystemExit) as error:  # the other apps' tasks still run
             logger.exception("%s.tasks cannot be imported", config.name)
             failed.append(f"{config.name}.tasks cannot be imported: {error!r}")
     return failed
@@ -60,7 +60,7 @@ def find(path: str, task_modules: Iterable[str] = ()) -> Task:
     if task is None and (module := _importable(path, task_modules)):
         try:
             import_module(module)
-        except Exception as error:  # whatever the module raises; the row fails, the runner goes on
+        except (Exception, SystemExit) as error:  # the row fails, the runner goes on
             raise TaskNotFound(f"{path!r}: importing {module!r} failed: {error!r}") from error
         task = _tasks.get(path) or _imported(path)
     if task is None:

@@ -3,9 +3,11 @@
 import logging
 import subprocess
 import sys
+from datetime import timedelta
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
 from django.tasks import TaskResultStatus, task_backends
 from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued, task_finished, task_started
@@ -13,12 +15,13 @@ from django.test import TransactionTestCase, override_settings
 from django.utils import timezone
 
 from dbtasks import store
-from dbtasks.models import ScheduledTask
+from dbtasks.models import TABLE, ScheduledTask
 from dbtasks.testing import RunnerTestCase
 
 from ..builders import backend
 from ..store.base import make_task
 from . import tasks
+from .test_loop import until
 
 FAILED, SUCCESSFUL = TaskResultStatus.FAILED, TaskResultStatus.SUCCESSFUL
 
@@ -74,6 +77,23 @@ class BadInputTests(RunnerTestCase):
                 self.assertEqual(FAILED, result.status)
                 self.assertIn(why, result.errors[0].traceback)
 
+    def test_rows_that_somebody_has_spoiled(self):
+        """Garbage in a row ends that row, and nothing else."""
+        for column, value in {
+            "args": "[1,",
+            "kwargs": "[]",
+            "policy": '{"retain": "forever"}',
+            "errors": "{",
+            "worker_ids": "7",
+        }.items():
+            with self.subTest(column):
+                id = make_task(task_path="tests.runner.tasks.add", run_after=far_away())
+                with connection.cursor() as cursor:
+                    cursor.execute(f"UPDATE {TABLE} SET {column} = %s, hold = ''", [value])
+                self.runner.wake()
+                until(lambda id=id: raw_status(id) in ("SUCCESSFUL", "FAILED"))
+                ScheduledTask.objects.all().delete()
+
     def test_a_queue_that_left_queues_is_still_served(self):
         """A committed row is run to an end, whatever settings say now."""
         id = make_task(task_path="tests.runner.tasks.add", queue_name="gone")
@@ -112,6 +132,16 @@ class BadInputTests(RunnerTestCase):
             failed = self.finish(tasks.throw.enqueue("exit"))
 
         self.assertEqual((SUCCESSFUL, FAILED), (result.status, failed.status))
+
+
+def far_away() -> Any:
+    """Return a time that does not come during the test."""
+    return timezone.now() + timedelta(days=1)
+
+
+def raw_status(id: Any) -> str:
+    """Return the row's status without reading the rest of it."""
+    return ScheduledTask.objects.values_list("status", flat=True).get(pk=id)
 
 
 class RefusedTests(TransactionTestCase):
