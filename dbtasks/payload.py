@@ -16,6 +16,8 @@ MAX_INT_BITS = 4096
 
 _encode = json.JSONEncoder(check_circular=False, allow_nan=False, separators=(",", ":")).encode
 load = json.loads
+# What most calls have for keyword arguments, and many for all.
+_EMPTY = {list: "[]", dict: "{}"}
 
 
 def dump(value: Any, what: str, max_bytes: int) -> tuple[Any, str]:
@@ -25,6 +27,8 @@ def dump(value: Any, what: str, max_bytes: int) -> tuple[Any, str]:
     Raise TypeError if the value is not JSON, is nested too deeply, or its text is longer than
     `max_bytes`; the sentence names the place, starting with `what`.
     """
+    if not value and type(value) in _EMPTY:
+        return value, _EMPTY[type(value)]
     normal = _normal(value, what, 0)
     text = _encode(normal)
     if len(text) > max_bytes:

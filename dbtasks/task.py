@@ -221,13 +221,16 @@ def _pauses(result_id: str, timeout: float | None) -> Iterable[float]:
         pause = min(pause * 1.5, 0.5)
 
 
+_RESULT_FIELDS = fields(base.TaskResult)
+
+
 def make_result(values: dict[str, Any]) -> TaskResult:
     """Return the result with those field values, without normalising or validating them again.
 
     Fields that are not named, such as a newer Django's, take their default.
     """
     result = object.__new__(TaskResult)
-    for f in fields(base.TaskResult):
+    for f in _RESULT_FIELDS:
         value = values[f.name] if f.name in values else default_of(f)
         object.__setattr__(result, f.name, value)
     return result
