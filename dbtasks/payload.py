@@ -17,7 +17,7 @@ MAX_INT_BITS = 4096
 _encode = json.JSONEncoder(check_circular=False, allow_nan=False, separators=(",", ":")).encode
 load = json.loads
 # What most calls have for keyword arguments, and many for all.
-_EMPTY = {list: "[]", dict: "{}"}
+_EMPTY: dict[type, str] = {list: "[]", dict: "{}"}
 
 
 def dump(value: Any, what: str, max_bytes: int) -> tuple[Any, str]:
