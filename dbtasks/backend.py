@@ -7,15 +7,16 @@ level, so that tasks, and with them their backend, can be imported before apps a
 import os
 import platform
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, router, transaction
 from django.tasks import base
 from django.tasks.backends.base import BaseTaskBackend
@@ -47,6 +48,7 @@ except ImportError:
 
 # Names longer than their column are refused here, on every database alike.
 MAX_PATH, MAX_QUEUE = 255, 100
+MISSING_APP = "TASKS[{!r}] uses dbtasks, which is not in INSTALLED_APPS."
 
 
 class DatabaseBackend(BaseTaskBackend):
@@ -74,6 +76,10 @@ class DatabaseBackend(BaseTaskBackend):
     @property
     def database(self) -> str:
         """Alias of the database that holds the rows: a router's word, else OPTIONS' own."""
+        from django.apps import apps
+
+        if not apps.is_installed("dbtasks"):
+            raise ImproperlyConfigured(MISSING_APP.format(self.alias))
         from .models import ScheduledTask
 
         for chooser in router.routers:
@@ -137,6 +143,7 @@ class DatabaseBackend(BaseTaskBackend):
         self, task: base.Task, args: Iterable[Any], kwargs: dict[str, Any]
     ) -> tuple["NewTask", TaskResult]:
         """Return the row to write and the result to hand back; nothing is written yet."""
+        from . import store
         from .store import NewTask
 
         limit = self.config.max_payload
@@ -145,7 +152,8 @@ class DatabaseBackend(BaseTaskBackend):
         now = timezone.now()
         run_after = task.run_after
         if isinstance(task, Task) and task.delay is not None:
-            run_after = now + task.delay
+            # By the clock that will be asked whether it is over.
+            run_after = store.now(self.database) + task.delay
             task = task_for(task.module_path, task, {"run_after": run_after, "delay": None})
         policy = policies_of(task)
         row = NewTask(
@@ -179,14 +187,19 @@ class DatabaseBackend(BaseTaskBackend):
         return row, result
 
     def _write(self, prepared: Sequence[tuple[base.Task, "NewTask", TaskResult]]) -> None:
-        """Write the rows now, or when the caller's transaction commits."""
-        later = getattr(prepared[0][0], "enqueue_on_commit", None)
-        later = self.config.enqueue_on_commit if later is None else later
-        if later:
-            using = later if isinstance(later, str) else None
-            transaction.on_commit(lambda: self._write_now(prepared), using=using)
-        else:
-            self._write_now(prepared)
+        """Write the rows now, or when the caller's transaction commits, as each task wants it."""
+        groups: dict[bool | str, list[Any]] = {}
+        for call in prepared:
+            own = getattr(call[0], "enqueue_on_commit", None)
+            groups.setdefault(self.config.enqueue_on_commit if own is None else own, []).append(
+                call
+            )
+        for later, calls in groups.items():
+            if later:
+                using = later if isinstance(later, str) else None
+                transaction.on_commit(partial(self._write_now, calls), using=using)
+            else:
+                self._write_now(calls)
 
     def _write_now(self, prepared: Sequence[tuple[base.Task, "NewTask", TaskResult]]) -> None:
         from . import store, wakeup
@@ -198,7 +211,7 @@ class DatabaseBackend(BaseTaskBackend):
             for _, _, result in prepared:
                 task_enqueued.send_robust(sender=type(self), task_result=result)
         if not self.config.immediate:
-            transaction.on_commit(lambda: wakeup.notify(db, self.alias), using=db)
+            _after_commit(db, partial(wakeup.notify, db, self.alias))
             return
         for row, (_, _, result) in zip(rows, prepared, strict=True):
             self._run_now(db, row.id, result)
@@ -217,9 +230,13 @@ class DatabaseBackend(BaseTaskBackend):
         # would refuse every later statement, ours included.
         joins = connections[db].in_atomic_block
         with transaction.atomic(db) if joins else nullcontext():
+            depth = len(connections[db].atomic_blocks)
             outcome = attempt.run()
+            execute.roll_back_open(connections[db], depth, result.task.module_path)
             if joins and attempt.error is not None:
                 transaction.set_rollback(True, using=db)
+        if not joins:
+            execute.leave_clean(result.task.module_path)
         store.settle(db, [outcome])
         result.refresh()
         if isinstance(attempt.error, KeyboardInterrupt):
@@ -341,7 +358,7 @@ class DatabaseBackend(BaseTaskBackend):
 
         db = self.database
         done = bool(store.retry(db, self._own_ids(result_id)))
-        transaction.on_commit(lambda: wakeup.notify(db, self.alias), using=db)
+        _after_commit(db, partial(wakeup.notify, db, self.alias))
         return done
 
     # Checks
@@ -354,13 +371,21 @@ class DatabaseBackend(BaseTaskBackend):
         if not apps.is_installed("dbtasks"):
             found.append(
                 checks.Error(
-                    f"TASKS[{self.alias!r}] uses dbtasks, which is not in INSTALLED_APPS.",
+                    MISSING_APP.format(self.alias),
                     hint="Add 'dbtasks' to INSTALLED_APPS and run 'manage.py migrate'.",
                     id="dbtasks.E001",
                 )
             )
         wrong = options.problems(self.alias, self.options)
         return found + [checks.Error(sentence, id="dbtasks.E002") for sentence in wrong]
+
+
+def _after_commit(db: str, tell: Callable[[], None]) -> None:
+    """Call it once the caller's transaction has committed, or now if there is none."""
+    connection = connections[db]
+    # With autocommit switched off nobody knows when that is, and runners will poll.
+    if connection.in_atomic_block or connection.get_autocommit():
+        transaction.on_commit(tell, using=db)
 
 
 def _uuid(result_id: Any) -> UUID:

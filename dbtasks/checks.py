@@ -17,13 +17,14 @@ from .backend import MAX_QUEUE, DatabaseBackend
 from .models import MAX_BACKEND
 from .store import SUPPORTED
 
-# Connections of a runner beside one a thread: the loop, the finisher, maintenance.
-OWN_CONNECTIONS = 3
+# Connections of a runner beside one a thread: loop, finisher, heart, maintenance, report.
+OWN_CONNECTIONS = 5
 
 
 def default_workers() -> int:
     """Return how many threads a runner has unless told: the processors but one, at least one."""
-    return max(1, (os.cpu_count() or 1) - 1)
+    count = getattr(os, "process_cpu_count", os.cpu_count)()
+    return max(1, (count or 1) - 1)
 
 
 def check_backends(**kwargs: Any) -> list[CheckMessage]:

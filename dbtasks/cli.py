@@ -16,10 +16,11 @@ from typing import Any, Self
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
-from django.db import DatabaseError, connections
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 from django.tasks import task_backends
 
 from .backend import DatabaseBackend
+from .checks import check_pool
 from .exceptions import DurationError
 from .models import MAX_QUEUE, ScheduledTask
 from .report import Report, one_line, plural, span
@@ -131,28 +132,16 @@ def check_database(db: str) -> None:
     try:
         ScheduledTask.objects.using(db).first()
     except DatabaseError as error:
+        where = "" if db == DEFAULT_DB_ALIAS else f" --database {db}"
         raise CommandError(
             f"The database {db!r} lacks the table of dbtasks, or has that of another version: "
-            f"{one_line(error)} Run 'manage.py migrate' first."
+            f"{one_line(error)} Run 'manage.py migrate{where}' first."
         ) from error
 
 
 def small_pool(db: str, threads: int) -> str | None:
     """Return a sentence if the connection pool cannot serve so many threads; else None."""
-    pool = connections[db].settings_dict.get("OPTIONS", {}).get("pool")
-    if not pool:
-        return None
-    sizes = pool if isinstance(pool, dict) else {}
-    # psycopg's defaults: min_size is 4, and max_size is min_size.
-    size = sizes.get("max_size") or sizes.get("min_size", 4)
-    # Beside the threads: the loop, the finisher, maintenance.
-    needed = threads + 3
-    if size >= needed:
-        return None
-    return (
-        f"The connection pool of {db!r} holds {size} connections; {threads} threads need {needed}. "
-        f"Tasks will wait for one another: set OPTIONS['pool']['max_size'] to {needed}."
-    )
+    return next((f"{warning.msg} {warning.hint}" for warning in check_pool(db, threads)), None)
 
 
 # Signals
@@ -258,9 +247,3 @@ def leave(code: int) -> None:
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
-
-
-def default_workers() -> int:
-    """Return one thread less than this process may use CPUs, at least one."""
-    count = getattr(os, "process_cpu_count", os.cpu_count)()
-    return max(1, (count or 1) - 1)

@@ -66,7 +66,3 @@ class WorkerLost(DBTasksError):
 
 class RunnerError(DBTasksError):
     """The runner cannot run."""
-
-
-class FencedOff(DBTasksError):
-    """The row moved on while its outcome was on the way; the outcome was dropped."""

@@ -7,8 +7,8 @@ thread as it was found. Never writes to our rows: the Outcome is settled by whoe
 import logging
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
@@ -268,6 +268,17 @@ class Attempt:
         run_after = self._at(time.monotonic()) + timedelta(seconds=delay)
         return outcome._replace(run_after=run_after, finished_at=None, delete_after=None)
 
+    def broken(self, error: BaseException) -> Outcome:
+        """Return a plain FAILED outcome, of nothing that could break again."""
+        logger.error("%s could not be run", self.claim.task_path, exc_info=error)
+        self.error = error
+        now = self._at(time.monotonic())
+        claim, texts = self.claim, payload.text([describe_error(error)])
+        counts = (claim.attempt, claim.failures + 1, claim.lost)
+        times = (None, now, now, now, None)
+        workers = payload.text([self.job.worker_id])
+        return Outcome(claim.id, claim.fence, FAILED, *counts, *times, texts, workers, None)
+
     def abandon(self) -> Outcome:
         """Return the outcome of an attempt that is not waited for: READY, to be started again."""
         errors = [*self._errors(), (store.class_path(TaskAbandoned), str(TaskAbandoned()))]
@@ -333,7 +344,8 @@ class Attempt:
     def _announce(self, signal: Signal) -> None:
         """Send the signal in this thread; a receiver that raises is logged by Django."""
         if self.job.options.signals:
-            signal.send_robust(sender=self.job.sender, task_result=self._result())
+            with _tolerant():
+                signal.send_robust(sender=self.job.sender, task_result=self._result())
 
     async def _aannounce(self, signal: Signal) -> None:
         """Send the signal in the attempt's own context; sync receivers run in its thread."""
@@ -343,7 +355,8 @@ class Attempt:
             # No thread for each coroutine just to format a log line.
             self._announce(signal)
         else:
-            await signal.asend_robust(sender=self.job.sender, task_result=self._result())
+            with _tolerant():
+                await signal.asend_robust(sender=self.job.sender, task_result=self._result())
 
 
 # The fields of a result while it runs, each made from the attempt when it is asked for.
@@ -365,6 +378,15 @@ _FIELDS: dict[str, Callable[[Attempt], Any]] = {
     "errors": lambda attempt: make_errors(attempt._errors()),
     "worker_ids": lambda attempt: payload.load(attempt._worker_ids()),
 }
+
+
+@contextmanager
+def _tolerant() -> Iterator[None]:
+    """Log what a receiver raises beyond what Django catches: it concerns no task."""
+    try:
+        yield
+    except (SystemExit, GeneratorExit):
+        logger.exception("A receiver of a task's signal gave up")
 
 
 def _listed(text: str | None) -> list[Any]:
@@ -421,6 +443,15 @@ def leave_clean(task_path: str, keep: bool = False) -> None:
             _drop(connection)
     # With DEBUG each connection would remember thousands of statements.
     reset_queries()
+
+
+def roll_back_open(connection: Any, depth: int, task_path: str) -> None:
+    """Roll back the blocks beyond that depth, which the task has entered and not left."""
+    for block in reversed(connection.atomic_blocks[depth:]):
+        logger.warning(
+            "%s left a transaction open on %r; it was rolled back", task_path, connection.alias
+        )
+        block.__exit__(RuntimeError, None, None)
 
 
 def _drop(connection: Any) -> None:

@@ -7,6 +7,7 @@ patience. Never drops one, and never decides what it says.
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from django.db import InterfaceError, OperationalError, connections, reset_queries
@@ -22,6 +23,8 @@ Ended = tuple[Attempt, Outcome]
 
 # Seconds between tries while the database cannot be reached: the first, and the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+# Tries after which a database that answers, but not to this, is asked in a smaller way.
+PATIENCE = 3
 
 
 class Finisher:
@@ -90,11 +93,17 @@ class Finisher:
 
     def _write(self, batch: list[Ended]) -> list[Ended]:
         """Write the batch, as often as it takes; return those whose claim still stood."""
-        pause, is_plain = FIRST_PAUSE, False
+        pause, is_plain, tries = FIRST_PAUSE, False, 0
         while True:
             try:
                 return settle(self._db, batch)
             except (OperationalError, InterfaceError) as error:
+                tries += 1
+                if tries > PATIENCE and self._is_too_large(error):
+                    if len(batch) > 1:
+                        return [ended for one in batch for ended in self._write([one])]
+                    batch, tries = [unstorable(*batch[0])], 0
+                    continue
                 if not pause_after(error, self._db, pause, self._hurry):
                     return self._give_up(batch)
                 pause = min(pause * 2, LONGEST_PAUSE)
@@ -106,6 +115,24 @@ class Finisher:
                     logger.exception("Not even a plain outcome can be stored")
                     return self._give_up(batch)
                 batch, is_plain = [unstorable(*batch[0])], True
+
+    def _is_too_large(self, error: Exception) -> bool:
+        """Tell whether the statement, not the database, is what fails.
+
+        MySQL drops the connection of who sends more than max_allowed_packet, as if it were away.
+        """
+        connection = connections[self._db]
+        if (
+            connection.vendor != "mysql"
+            or not error.args
+            or error.args[0] not in (1153, 2006, 2013)
+        ):
+            return False
+        connection.close()
+        with suppress(OperationalError, InterfaceError):
+            connection.ensure_connection()
+            return bool(connection.is_usable())
+        return False
 
     def _give_up(self, batch: list[Ended]) -> list[Ended]:
         logger.error("%d outcomes could not be stored", len(batch))

@@ -25,7 +25,7 @@ from django.utils import timezone
 from . import payload, store
 from .backend import make_worker_id
 from .exceptions import TaskNotDue
-from .execute import Attempt, leave_clean
+from .execute import Attempt, leave_clean, roll_back_open
 from .finisher import Ended, settle, unstorable
 from .models import READY, Hold, ScheduledTask
 from .runner import check_backend
@@ -241,13 +241,7 @@ def _as_if_autocommit(connection: Any, task_path: str) -> Iterator[None]:
     try:
         with block:
             yield
-            for left_open in reversed(connection.atomic_blocks[depth + 1 :]):
-                logger.warning(
-                    "%s left a transaction open on %r; it was rolled back",
-                    task_path,
-                    connection.alias,
-                )
-                left_open.__exit__(RuntimeError, None, None)
+            roll_back_open(connection, depth + 1, task_path)
     except DatabaseError as error:
         logger.debug("What %s wrote was undone: %s", task_path, error)
     while len(connection.run_on_commit) > callbacks:

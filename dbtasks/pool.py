@@ -5,6 +5,7 @@ the database: claims come in, outcomes go out through a callback.
 """
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -14,6 +15,8 @@ from django.db import connections
 
 from .execute import Attempt, Job, leave_clean
 from .store import Claim, Outcome
+
+logger = logging.getLogger("dbtasks.runner")
 
 # Seconds of work that may wait claimed in this process: enough to hide a claim's round trip,
 # little enough that other runners get long tasks.
@@ -48,6 +51,7 @@ class Pool:
         self._held: set[Attempt] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_lock = threading.Lock()
+        self._stopped = False
         self._coroutines: set[asyncio.Task[None]] = set()
         # Moving average of the seconds a thread spends on a task. Starts high: nothing is
         # prefetched before tasks have shown that they are short. Racing threads only blur it.
@@ -101,7 +105,7 @@ class Pool:
             self._held.add(attempt)
             self._waiting.put(attempt)
 
-    def overdue(self) -> list[Claim]:
+    def overdue(self) -> list[Attempt]:
         """Take back and return the waiting rows if no thread has come for one for too long.
 
         Some neighbour takes longer than tasks did before; another runner may be free.
@@ -115,17 +119,20 @@ class Pool:
         """Let each thread connect anew before its next task: the database was away."""
         self._broken = time.monotonic()
 
-    def withdraw(self) -> list[Claim]:
-        """Take back and return the rows that have not started."""
-        claims: list[Claim] = []
+    def withdraw(self) -> list[Attempt]:
+        """Take back and return the attempts that have not started."""
+        attempts: list[Attempt] = []
         while True:
             try:
                 attempt = self._waiting.get_nowait()
             except Empty:
-                return claims
+                return attempts
             if attempt is not None:
-                claims.append(attempt.claim)
-                self._held.discard(attempt)
+                attempts.append(attempt)
+
+    def let_go(self, attempts: Iterable[Attempt]) -> None:
+        """Forget attempts that were withdrawn; somebody else looks after them now."""
+        self._held.difference_update(attempts)
 
     def abandon(self) -> list[tuple[Attempt, Outcome]]:
         """Return the outcomes with which running attempts are given up; theirs comes too late."""
@@ -136,8 +143,9 @@ class Pool:
         """Let the threads and the loop end once they have nothing to do."""
         for _ in self._threads:
             self._waiting.put(None)
+        self._stopped = True
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(self._cancel)
 
     def join(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for the threads to end; return whether they have."""
@@ -157,15 +165,21 @@ class Pool:
                 if attempt.is_async:
                     self._start(attempt)
                 else:
-                    outcome = attempt.run()
-                    leave_clean(attempt.claim.task_path, keep=True)
-                    self._end(attempt, outcome)
+                    self._end(attempt, self._run(attempt))
                 ended = time.monotonic()
                 self._average += (ended - began - self._average) / 16
                 if self._waiting.qsize() <= self._low:
                     self._hungry()
         finally:
             connections.close_all()
+
+    def _run(self, attempt: Attempt) -> Outcome:
+        try:
+            outcome = attempt.run()
+            leave_clean(attempt.claim.task_path, keep=True)
+        except BaseException as error:  # what run() does not expect; the thread must live on
+            return attempt.broken(error)
+        return outcome
 
     def _end(self, attempt: Attempt, outcome: Outcome) -> None:
         """Pass the outcome on, unless the attempt was given up meanwhile."""
@@ -180,9 +194,16 @@ class Pool:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(
-                    target=_live, args=(self._loop,), name="dbtasks-loop", daemon=True
+                    target=self._live, args=(self._loop,), name="dbtasks-loop", daemon=True
                 ).start()
         self._loop.call_soon_threadsafe(self._spawn, attempt)
+
+    def _cancel(self) -> None:
+        """Cancel the coroutines that were given up, and stop the loop once they have heard."""
+        assert self._loop is not None
+        for task in tuple(self._coroutines):
+            task.cancel()
+        self._loop.call_later(0.1 if self._coroutines else 0, self._loop.stop)
 
     def _spawn(self, attempt: Attempt) -> None:
         assert self._loop is not None
@@ -192,14 +213,18 @@ class Pool:
         task.add_done_callback(self._coroutines.discard)
 
     async def _accompany(self, attempt: Attempt) -> None:
-        outcome = await attempt.arun()
+        try:
+            outcome = await attempt.arun()
+        except BaseException as error:  # what arun() does not expect; the row must not stay RUNNING
+            outcome = attempt.broken(error)
         self._end(attempt, outcome)
         self._hungry()
 
-
-def _live(loop: asyncio.AbstractEventLoop) -> None:
-    """Run the event loop until it is stopped, and give back its files. The thread's whole life."""
-    try:
-        loop.run_forever()
-    finally:
+    def _live(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run the event loop until the pool stops, then close it. The thread's whole life."""
+        while not self._stopped:
+            try:
+                loop.run_forever()
+            except BaseException:  # asyncio lets sys.exit() in a coroutine's child end the loop
+                logger.exception("A task broke the event loop; it goes on")
         loop.close()

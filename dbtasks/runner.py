@@ -20,12 +20,13 @@ from django.tasks import DEFAULT_TASK_QUEUE_NAME, TaskContext, TaskResult, task_
 from . import registry, store, wakeup
 from .backend import DatabaseBackend, make_worker_id
 from .exceptions import RunnerError
+from .execute import Attempt
 from .finisher import FIRST_PAUSE, LONGEST_PAUSE, Ended, Finisher, pause_after
 from .liveness import Heart, whereabouts
 from .maintenance import Maintenance
 from .models import FAILED, SUCCESSFUL
 from .pool import PREFETCH_SECONDS, Pool
-from .store import Claim, workers
+from .store import workers
 from .task import task
 
 logger = logging.getLogger("dbtasks.runner")
@@ -65,8 +66,12 @@ class Runner:
             raise ValueError(f"workers must be at least 1, not {workers!r}.")
         if loop_delay <= 0:
             raise ValueError(f"loop_delay must be above 0 seconds, not {loop_delay!r}.")
+        if isinstance(queues, str):
+            raise ValueError(f"queues must be a list of names, not {queues!r}; None serves all.")
         self.workers, self.loop_delay, self.grace = workers, loop_delay, grace
         self.queues = None if queues is None else tuple(dict.fromkeys(queues))
+        if self.queues == ():
+            raise ValueError("queues is empty: name at least one, or None to serve all.")
         self.backend = backend
         self.name = worker_id
         self.worker_id = make_worker_id(worker_id)
@@ -174,8 +179,6 @@ class Runner:
         self.finished.clear()
         self.done = self.failed = self.abandoned = 0
         self._claimed, self._likely, self._look_at = 0, True, 0.0
-        # Whether rows in this worker's name could not be given back.
-        self._owes = False
         registry.discover()
         self._service = backend
         self._heart = Heart(
@@ -232,8 +235,7 @@ class Runner:
                 self._likely = True
                 return 0
         elif late := self._withdraw():
-            store.release(self._db, late)
-            self._claimed -= len(late)
+            self._give_back(late)
             self._likely = True
         if self._is_over():
             self._stopping.set()
@@ -241,7 +243,7 @@ class Runner:
         until_look = max(0.0, self._look_at - time.monotonic())
         return min(until_look, PREFETCH_SECONDS / 2) if self._pool.waiting else until_look
 
-    def _withdraw(self) -> list[Claim]:
+    def _withdraw(self) -> list[Attempt]:
         """Take back claimed rows that this runner should not start, or not soon."""
         assert self._pool is not None
         return self._pool.overdue() if self._heart.is_trusted else self._pool.withdraw()
@@ -288,7 +290,8 @@ class Runner:
             store.promote(self._db, self.backend)
             self._likely = True
             return 0
-        self._likely = self._likely or look.due
+        if look.due:
+            self._likely = True
         delay = self._delay()
         return delay if look.next_due is None else min(delay, look.next_due)
 
@@ -321,6 +324,8 @@ class Runner:
 
     def _on_settled(self, batch: Sequence[Ended]) -> None:
         """Count and tell. Runs in the finisher's thread."""
+        # Of what was given back before it started there is nothing to tell.
+        batch = [(a, outcome) for a, outcome in batch if outcome.attempt == a.claim.attempt]
         statuses = [outcome.status for _, outcome in batch]
         self.failed += (failed := statuses.count(FAILED))
         self.done += statuses.count(SUCCESSFUL) + failed
@@ -367,19 +372,17 @@ class Runner:
     def _leave(self, is_settled: bool) -> None:
         """Stop beating; be forgotten, or be missed if some rows are still in this worker's name."""
         self._heart.stop(1.0)
-        if is_settled and not self._owes:
+        if is_settled:
             with suppress(Error):
                 workers.leave(self._db, self.worker_id)
 
-    def _give_back(self, claims: list[Claim]) -> None:
-        if not claims:
-            return
-        try:
-            store.release(self._db, claims)
-            self._claimed -= len(claims)
-        except Exception:  # the database is away: rescue gives them back when we are missed
-            logger.exception("%d claimed tasks could not be given back", len(claims))
-            self._owes = True
+    def _give_back(self, attempts: list[Attempt]) -> None:
+        """Let others start what this runner has not; the finisher sees to it, however long."""
+        assert self._pool is not None and self._finisher is not None
+        for attempt in attempts:
+            self._finisher.put(attempt, store.unstarted(self._db, attempt.claim))
+        self._pool.let_go(attempts)
+        self._claimed -= len(attempts)
 
 
 def check_backend(alias: str) -> DatabaseBackend:
@@ -418,5 +421,6 @@ def _home() -> dict[str, Any]:
 def cleanup(context: TaskContext, seconds: float) -> int:
     """Delete rows of its backend that finished more than `seconds` ago; return how many."""
     alias = context.task_result.backend
-    db = check_backend(alias).database
+    backend: Any = task_backends[alias]
+    db = backend.database
     return sum(store.purge_older(db, timedelta(seconds=seconds), backend=alias))

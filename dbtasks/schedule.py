@@ -10,6 +10,9 @@ from typing import Any, Self
 
 from .exceptions import DurationError
 
+# What is longer than that ends no date that a database can hold.
+LONGEST = timedelta(days=36_525)
+
 _UNITS = {"w": 604_800.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*([wdhms])\s*")
 _WHOLE = re.compile(rf"(?:{_PART.pattern})+")
@@ -19,7 +22,7 @@ class Duration(timedelta):
     """A positive span of time: seconds, a timedelta, or text such as ``"7d"`` or ``"1h30m"``.
 
     Text is one or more numbers, each with a unit: ``w``, ``d``, ``h``, ``m`` or ``s``. Raise
-    DurationError if the value is anything else, is not finite, or is not above zero.
+    DurationError if the value is anything else, is not above zero, or is over a hundred years.
     """
 
     def __new__(cls, value: Any) -> Self:
@@ -28,10 +31,10 @@ class Duration(timedelta):
             self = super().__new__(cls, seconds=_seconds(value))
         except (OverflowError, ValueError):
             self = None
-        if self is None or self <= timedelta(0):
+        if self is None or not timedelta(0) < self <= LONGEST:
             raise DurationError(
-                f"{value!r} is not a duration above zero. Use seconds, a timedelta, or text such "
-                "as '90s', '15m', '1h30m', '7d' or '2w'."
+                f"{value!r} is not a duration above zero, of a hundred years at most. Use seconds, "
+                "a timedelta, or text such as '90s', '15m', '1h30m', '7d' or '2w'."
             )
         return self
 

@@ -17,7 +17,7 @@ from django.tasks.exceptions import InvalidTask
 
 from . import policy, registry
 from .exceptions import DurationError, TaskNotFound
-from .schedule import Duration
+from .schedule import LONGEST, Duration
 
 # One call of enqueue_many: positional and keyword arguments.
 Call = tuple[Iterable[Any], dict[str, Any]]
@@ -78,6 +78,8 @@ class Task(base.Task):
         changes = {name: value for name, value in changes.items() if value is not None}
         if unknown := changes.keys() - {f.name for f in fields(self)}:
             raise TypeError(f"using() got an unknown policy {min(unknown)!r}.")
+        if isinstance(run_after, timedelta) and run_after > LONGEST:
+            raise InvalidTask(f"run_after: {run_after} is more than a hundred years.")
         if isinstance(run_after, timedelta):
             changes |= {"delay": run_after, "run_after": None}
         elif run_after is not None:

@@ -8,7 +8,7 @@ knows threads. Times are the database's own, read in the statement.
     promote     held → due
     claim       due → RUNNING
     settle      RUNNING → SUCCESSFUL, FAILED, or READY again
-    release     RUNNING, not started → READY
+                (not started: `unstarted` makes that outcome)
     retry       FAILED → READY
     run_now     scheduled → due
     cancel      READY → FAILED
@@ -65,10 +65,10 @@ __all__ = [
     "promote",
     "purge",
     "purge_older",
-    "release",
     "retry",
     "run_now",
     "settle",
+    "unstarted",
 ]
 
 # Rows one statement may touch: long enough to be cheap a row, short enough to hold no lock long.
@@ -95,9 +95,10 @@ def enqueue(db: str, rows: Sequence[NewTask]) -> None:
     """Insert the rows as READY, in the caller's transaction if there is one: all, or none."""
     connection = connections[db]
     sql, rows = _sql(connection), _adapted(connection, rows)
-    with transaction.atomic(db, savepoint=False) if len(rows) > BATCH else nullcontext():
-        for start in range(0, len(rows), BATCH):
-            sql.insert(connection, rows[start : start + BATCH])
+    batches = list(_batches(rows, lambda row: len(row.args) + len(row.kwargs)))
+    with transaction.atomic(db, savepoint=False) if len(batches) > 1 else nullcontext():
+        for batch in batches:
+            sql.insert(connection, batch)
 
 
 def claim(
@@ -150,6 +151,7 @@ def _claim(
         verb = _CLAIM.format(now=sql.now(connection), hold=hold.value)
         change = Change(verb, (worker_id,), picks, "priority DESC, id", limit)
         # Read beside the database's clock, which is at the start of the statement.
+        connection.ensure_connection()
         clock = time.monotonic()
         return clock, sql.claim(connection, change)
 
@@ -169,7 +171,7 @@ def settle(db: str, outcomes: Sequence[Outcome]) -> set[Any]:
     A row that moved on since (another fence, or no longer RUNNING) is left as it is.
     """
     written: set[Any] = set()
-    for batch in _batches(_adapted(connections[db], outcomes)):
+    for batch in _batches(_adapted(connections[db], outcomes), _chars):
         written |= _unit(db, partial(_settle, batch))
     return written
 
@@ -179,31 +181,28 @@ def _settle(batch: Sequence[Outcome], connection: Any, sql: Any) -> set[Any]:
     return ids
 
 
-def release(db: str, claims: Iterable[Claim]) -> int:
-    """Give back claimed rows whose task was not started; return how many still stood.
+def unstarted(db: str, claim: Claim) -> Outcome:
+    """Return what becomes of a claimed row whose task was not started, to be settled.
 
-    They are due again at once, and the start that was counted at the claim is taken back.
+    It is due again at once, and the start that was counted at the claim is taken back.
     """
-    back = [
-        Outcome(
-            claim.id,
-            claim.fence,
-            READY,
-            claim.attempt - 1,
-            claim.failures,
-            claim.lost,
-            None,
-            started_at := moment(db, claim.started_at),
-            started_at and claim.claimed_at,
-            None,
-            None,
-            claim.errors,
-            claim.worker_ids,
-            None,
-        )
-        for claim in claims
-    ]
-    return len(settle(db, back))
+    started_at = moment(db, claim.started_at)
+    return Outcome(
+        id=claim.id,
+        fence=claim.fence,
+        status=READY,
+        attempt=claim.attempt - 1,
+        failures=claim.failures,
+        lost=claim.lost,
+        run_after=None,
+        started_at=started_at,
+        last_attempted_at=started_at and claim.claimed_at,
+        finished_at=None,
+        delete_after=None,
+        errors=claim.errors,
+        worker_ids=claim.worker_ids,
+        return_value=None,
+    )
 
 
 def promote(db: str, backend: str) -> int:
@@ -366,7 +365,7 @@ def moment(db: str, value: Any) -> datetime | None:
         return at
     if settings.USE_TZ:
         return at.replace(tzinfo=connections[db].timezone)
-    return timezone.make_naive(at)
+    return timezone.make_naive(at, timezone.get_default_timezone())
 
 
 def key(db: str, id: UUID) -> Any:
@@ -419,16 +418,20 @@ def _adapted[T: (NewTask, Outcome)](connection: Any, rows: Sequence[T]) -> Seque
     return [row._replace(**{name: adapt(getattr(row, name)) for name in names}) for row in rows]
 
 
-def _batches(outcomes: Sequence[Outcome]) -> Iterator[list[Outcome]]:
-    """Yield the outcomes in batches that one statement can carry."""
-    batch: list[Outcome] = []
+def _chars(outcome: Outcome) -> int:
+    return sum(len(text) for text in (outcome.errors, outcome.return_value) if text)
+
+
+def _batches[T](rows: Sequence[T], chars: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield the rows in batches that one statement can carry, by their number and characters."""
+    batch: list[T] = []
     size = 0
-    for outcome in outcomes:
-        chars = sum(len(text) for text in (outcome.errors, outcome.return_value) if text)
-        if batch and (len(batch) == BATCH or size + chars > BATCH_CHARS):
+    for row in rows:
+        length = chars(row)
+        if batch and (len(batch) == BATCH or size + length > BATCH_CHARS):
             yield batch
             batch, size = [], 0
-        batch.append(outcome)
-        size += chars
+        batch.append(row)
+        size += length
     if batch:
         yield batch

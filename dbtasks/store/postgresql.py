@@ -92,7 +92,9 @@ def _lock(change: Change, pick: Pick) -> str:
 
 def _pinned(connection: Any, sql: str, params: Sequence[Any]) -> list[Any]:
     """Return the rows of one statement whose plan may only follow an index."""
-    if connection.in_atomic_block or connection.features.uses_server_side_binding:
+    # psycopg 2 shows the last result only.
+    alone = connection.features.uses_server_side_binding or not hasattr(connection.Database, "pq")
+    if connection.in_atomic_block or alone:
         with transaction.atomic(connection.alias), connection.cursor() as cursor:
             cursor.execute(PIN)
             cursor.execute(sql, params)

@@ -92,9 +92,12 @@ def rescue(
     if not lost:
         return []
     at = now(db)
-    silent.filter(beat_at__lt=at - REMEMBERED).delete()
     rows = ScheduledTask.objects.using(db).running().filter(worker_id__in=lost)
     seen = list(rows.order_by("worker_id", "id")[:BATCH])
+    if not seen:
+        # Only those that hold no row any more.
+        silent.filter(pk__in=lost, beat_at__lt=at - REMEMBERED).delete()
+        return []
     failed = [row.lost + 1 >= MAX_LOST or not may_retry(row) for row in seen]
     stays = [retain(row) if ends else None for row, ends in zip(seen, failed, strict=True)]
     written = settle(db, [_lost(db, *row, at) for row in zip(seen, failed, stays, strict=True)])

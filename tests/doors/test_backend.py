@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from unittest import mock
 
-from django.db import OperationalError, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 from django.tasks import TaskResultStatus, default_task_backend, task_backends
 from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued, task_finished, task_started
@@ -14,13 +14,15 @@ from django.test import SimpleTestCase, TestCase, TransactionTestCase, override_
 from django.utils import timezone
 
 import dbtasks
-from dbtasks import registry
+from dbtasks import registry, store
 from dbtasks.exceptions import TaskNotFound
 from dbtasks.models import Hold, ScheduledTask
+from dbtasks.runner import cleanup
 from dbtasks.testing import RunnerTestCase, TaskTestMixin, immediate
 
 from .. import tasks
 from ..builders import backend
+from ..runner import tasks as nasty
 from .projects import run_in_project
 
 READY, RUNNING = TaskResultStatus.READY, TaskResultStatus.RUNNING
@@ -79,13 +81,13 @@ class EnqueueTests(TestCase):
         self.assertEqual(1, ScheduledTask.objects.due().count())
 
     def test_a_timedelta_counts_from_each_enqueue(self):
-        """Not from using(), which may be long ago."""
+        """Not from using(), which may be long ago; by the database's clock."""
         task = tasks.add.using(run_after=HOUR)
-        now = timezone.now() + HOUR
-        with mock.patch.object(timezone, "now", lambda: now):
-            result = task.enqueue(1, 2)
+        first, result = task.enqueue(1, 2), task.enqueue(1, 2)
+        wait = result.task.run_after - store.now("default")
 
-        self.assertEqual(now + HOUR, result.task.run_after)
+        self.assertLess(first.task.run_after, result.task.run_after)
+        self.assertLess(abs(wait - HOUR), timedelta(seconds=10))
         self.assertEqual(result, task.get_result(result.id))
 
     def test_a_naive_run_after_is_refused(self):
@@ -672,3 +674,47 @@ class EarlyImportTests(SimpleTestCase):
         done = run_in_project(EARLY, "-c", code)
 
         self.assertEqual(("dbtasks.task 1d\n", 0), (done.stdout, done.returncode), done.stderr)
+
+
+class AuditTests(TransactionTestCase):
+    """What a caller's transaction may look like."""
+
+    def test_an_immediate_task_that_leaves_a_transaction_open_leaves_none(self):
+        """The caller's connection is as it was, and the row is written for good."""
+        with override_settings(TASKS=backend(OPTIONS={"immediate": True})):
+            with self.assertLogs("dbtasks.runner", "WARNING"):
+                result = nasty.leave_transaction_open.enqueue()
+            self.assertFalse(connection.in_atomic_block)
+            with transaction.atomic():
+                inside = nasty.leave_transaction_open.enqueue()
+            self.assertFalse(connection.in_atomic_block)
+
+        rows = ScheduledTask.objects.filter(pk__in=[result.id, inside.id])
+        self.assertEqual({"SUCCESSFUL"}, {row.status for row in rows})
+
+    def test_cleanup_runs_under_immediate_too(self):
+        """Our own task asks for no runner."""
+        with override_settings(TASKS=backend(OPTIONS={"immediate": True})):
+            self.assertEqual(0, cleanup.enqueue(3600).return_value)
+
+    def test_enqueue_without_autocommit(self):
+        """The row is the caller's to commit."""
+        transaction.set_autocommit(False)
+        try:
+            result = nasty.add.enqueue(1, 2)
+            transaction.commit()
+        finally:
+            transaction.set_autocommit(True)
+
+        self.assertTrue(ScheduledTask.objects.filter(pk=result.id).exists())
+
+    def test_each_of_many_calls_is_written_when_its_task_wants(self):
+        """enqueue_many() heeds enqueue_on_commit call by call."""
+        later = nasty.add.using(enqueue_on_commit=True)
+        with transaction.atomic():
+            results = default_task_backend.enqueue_many(
+                [(nasty.add, [1, 2], {}), (later, [3, 4], {})]
+            )
+            self.assertEqual(1, ScheduledTask.objects.count())
+
+        self.assertEqual(2, ScheduledTask.objects.filter(pk__in=[r.id for r in results]).count())

@@ -254,3 +254,18 @@ def ask(context: Any, what: str) -> None:
         raise dbtasks.Retry(delay=0.01)
     if what == "discard":
         raise dbtasks.Discard("no use")
+
+
+@task
+async def exit_in_a_child() -> None:
+    """Let a child of the coroutine call sys.exit()."""
+
+    async def child() -> None:
+        sys.exit(3)
+
+    await asyncio.gather(child())
+
+
+@task
+def give_much(size: int) -> str:
+    return "x" * size

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
@@ -15,11 +16,12 @@ from django.test import TransactionTestCase, override_settings
 from django.utils import timezone
 
 from dbtasks import store
+from dbtasks.execute import Attempt
 from dbtasks.models import TABLE, ScheduledTask
 from dbtasks.testing import RunnerTestCase
 
 from ..builders import backend
-from ..store.base import make_task
+from ..store.base import make_task, vendor
 from . import tasks
 from .test_loop import until
 
@@ -94,6 +96,57 @@ class BadInputTests(RunnerTestCase):
                 until(lambda id=id: raw_status(id) in ("SUCCESSFUL", "FAILED"))
                 ScheduledTask.objects.all().delete()
 
+    def test_a_coroutine_whose_child_exits(self):
+        """asyncio ends the loop then; other coroutines, and later ones, run on."""
+        with self.assertLogs("dbtasks.runner", logging.ERROR):
+            other = tasks.nap.enqueue(0.3)
+            result = tasks.exit_in_a_child.enqueue()
+            self.runner.wait_for(result, 10)
+            self.runner.wait_for(other, 10)
+
+        self.assertEqual((FAILED, SUCCESSFUL), (result.status, other.status))
+        self.assertEqual(SUCCESSFUL, self.runner.wait_for(tasks.nap.enqueue(0), 10).status)
+
+    def test_a_receiver_that_exits_changes_nothing(self):
+        """Not even sys.exit() in a receiver touches the task or the thread."""
+
+        def receiver(**kwargs: Any) -> None:
+            raise SystemExit
+
+        for signal in (task_started, task_finished):
+            signal.connect(receiver)
+            self.addCleanup(signal.disconnect, receiver)
+        with self.assertLogs("dbtasks.runner", logging.ERROR):
+            self.assertEqual(3, self.runner.wait_for(tasks.add.enqueue(1, 2), 10).return_value)
+            self.assertEqual(0, self.runner.wait_for(tasks.nap.enqueue(0), 10).return_value)
+
+    def test_an_attempt_that_breaks_in_an_unknown_way_is_failed(self):
+        """The last net: a thread never dies, a row never stays RUNNING."""
+        with (
+            mock.patch.object(Attempt, "_outcome", side_effect=OverflowError("broken")),
+            self.assertLogs("dbtasks.runner", logging.ERROR),
+        ):
+            results = [tasks.add.enqueue(1, 2), tasks.nap.enqueue(0)]
+            for result in results:
+                self.runner.wait_for(result, 10)
+
+        self.assertEqual([FAILED, FAILED], [result.status for result in results])
+        self.assertIn("OverflowError", results[0].errors[0].traceback)
+
+    def test_a_result_larger_than_the_server_takes(self):
+        """MySQL drops the connection of who sends too much; the task fails, the others do not."""
+        if vendor() != "mysql":
+            self.skipTest("only MySQL and MariaDB bound a statement")
+        with override_settings(TASKS=backend(OPTIONS={"max_payload": 50_000_000})):
+            runner = self.start_runner()
+            self.runner.close()
+            result = tasks.give_much.enqueue(18_000_000)
+            other = tasks.add.enqueue(1, 2)
+            runner.wait_for(result, 30)
+            runner.wait_for(other, 30)
+
+        self.assertEqual((FAILED, SUCCESSFUL), (result.status, other.status))
+
     def test_a_queue_that_left_queues_is_still_served(self):
         """A committed row is run to an end, whatever settings say now."""
         id = make_task(task_path="tests.runner.tasks.add", queue_name="gone")
@@ -159,6 +212,20 @@ class RefusedTests(TransactionTestCase):
                     tasks.add.enqueue(*args, **kwargs)
                 with self.subTest(what, many=True), self.assertRaises(TypeError):
                     tasks.add.enqueue_many([((1, 2), {}), (args, kwargs)])
+
+    def test_durations_that_end_no_date(self):
+        """A hundred years are for ever."""
+        for wrong in ({"retain": "9999999d"}, {"run_after": timedelta.max}):
+            with self.subTest(wrong), self.assertRaisesMessage(InvalidTask, "a hundred years"):
+                tasks.add.using(**wrong)
+
+    def test_a_project_without_the_app(self):
+        """The sentence says what is missing, not that a model has no label."""
+        with (
+            self.modify_settings(INSTALLED_APPS={"remove": "dbtasks"}),
+            self.assertRaisesMessage(ImproperlyConfigured, "which is not in INSTALLED_APPS"),
+        ):
+            tasks.add.enqueue(1, 2)
 
     def test_names_that_are_too_long(self):
         """A long queue name is refused everywhere, not only where the column is narrow."""

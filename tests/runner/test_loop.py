@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 from unittest import mock
 
-from django.db import DataError, connections
+from django.db import DataError, OperationalError, connections
 from django.tasks.signals import task_finished, task_started
 from django.test import TransactionTestCase, override_settings
 
@@ -272,7 +272,7 @@ class OrderTests(TransactionTestCase):
 
     def test_a_runner_that_cannot_run_says_why(self):
         """Each mistake has its sentence."""
-        for options in ({"workers": 0}, {"loop_delay": 0}):
+        for options in ({"workers": 0}, {"loop_delay": 0}, {"queues": "mail"}, {"queues": []}):
             with self.assertRaises(ValueError):
                 Runner(**options)
         with self.assertRaisesMessage(RunnerError, "There is no backend 'gone' in TASKS"):
@@ -356,6 +356,28 @@ class StopTests(GateMixin, TransactionTestCase):
 
         self.assertFalse(thread.is_alive())
         self.assertEqual("READY", row(result.id).status)
+
+    def test_a_release_that_fails_is_tried_again(self):
+        """What is given back reaches the database, also if that is away for a moment."""
+        settle, failures = store.settle, iter([OperationalError("away")] * 2)
+
+        def sometimes(db: str, outcomes: Any) -> Any:
+            if any(o.status == "READY" for o in outcomes) and (error := next(failures, None)):
+                raise error
+            return settle(db, outcomes)
+
+        runner, thread = self.start()
+        runner._pool._average = 0.001
+        tasks.wait_at_gate.using(priority=9).enqueue()
+        tasks.add.enqueue_many([((n, 0), {}) for n in range(20)])
+        tasks.Gate.entered.acquire(timeout=10)
+        with mock.patch("dbtasks.store.settle", sometimes):
+            runner.stop()
+            until(lambda: ScheduledTask.objects.due().count() == 20)
+            tasks.Gate.opened.set()
+            thread.join(10)
+
+        self.assertFalse(ScheduledTask.objects.running().exists())
 
     def test_a_long_task_does_not_keep_its_neighbours(self):
         """Rows that wait behind a long task are given back, for another runner to take."""

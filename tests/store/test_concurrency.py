@@ -12,7 +12,7 @@ from django.test import TransactionTestCase
 from dbtasks import store
 from dbtasks.models import ScheduledTask
 
-from .base import DB, make_task, outcome
+from .base import DB, make_task, outcome, release
 
 
 def together(workers: int, work: Callable[[int], Any]) -> list[Any]:
@@ -68,7 +68,7 @@ class ConcurrencyTests(TransactionTestCase):
             for _ in range(1000):
                 claims = store.claim(DB, "default", f"w{number}", 5)
                 back = [claim for claim in claims if chance.random() < 0.2]
-                store.release(DB, back)
+                release(back)
                 ended = [outcome(claim) for claim in claims if claim not in back]
                 written += store.settle(DB, ended)
                 # What was given back is not this worker's any more.

@@ -10,7 +10,7 @@ from django.utils import timezone
 from dbtasks import store
 from dbtasks.models import Hold, ScheduledTask
 
-from .base import DB, ids, make_claim, make_task, outcome, row
+from .base import DB, ids, make_claim, make_task, outcome, release, row
 
 
 class EnqueueTests(TestCase):
@@ -31,6 +31,15 @@ class EnqueueTests(TestCase):
         past = row(make_task(run_after=timezone.now() - timedelta(hours=1)))
 
         self.assertEqual((Hold.SCHEDULED, Hold.NONE), (later.hold, past.hold))
+
+    def test_large_rows_are_split_too(self):
+        """More text than one statement carries is written all the same."""
+        text = f'["{"x" * 250_000}"]'
+        now = timezone.now()
+        values = ("a.b", "default", "q", 0, text, "{}", None, now, None)
+        store.enqueue(DB, [store.NewTask(store.key(DB, uuid4()), *values) for _ in range(100)])
+
+        self.assertEqual(100, ScheduledTask.objects.count())
 
     def test_many_rows_are_all_or_none(self):
         """A failure in the last batch leaves nothing of the first."""
@@ -132,7 +141,7 @@ class SettleTests(TestCase):
     def test_an_older_fence_writes_nothing(self):
         """A worker that was given up cannot touch a later run."""
         stale = make_claim("w1")
-        store.release(DB, [stale])
+        release([stale])
         [fresh] = store.claim(DB, "default", "w2", 1)
 
         self.assertEqual(set(), store.settle(DB, [outcome(stale)]))
@@ -179,7 +188,7 @@ class ReleaseTests(TestCase):
     def test_takes_back_the_start_but_not_the_fence(self):
         """A row that never started has no attempt, and can be claimed again."""
         claim = make_claim()
-        self.assertEqual(1, store.release(DB, [claim]))
+        self.assertEqual(1, release([claim]))
         task = row(claim.id)
 
         self.assertEqual(
@@ -192,7 +201,7 @@ class ReleaseTests(TestCase):
         claim = make_claim()
         store.settle(DB, [outcome(claim)])
 
-        self.assertEqual(0, store.release(DB, [claim]))
+        self.assertEqual(0, release([claim]))
         self.assertEqual("SUCCESSFUL", row(claim.id).status)
 
 

@@ -134,6 +134,19 @@ class RescueTests(TestCase):
         self.assertEqual(timedelta(days=1), task.delete_after - task.finished_at)
         self.assertEqual(3, len(task.errors))
 
+    def test_a_lost_worker_is_not_forgotten_while_it_holds_rows(self):
+        """However long ago it was lost, and however many rows it held."""
+        for _ in range(store.BATCH):
+            make_task()
+        store.claim(DB, "default", "w1", store.BATCH, registered=True)
+        store.claim(DB, "default", "w1", store.BATCH, registered=True)
+        workers.give_up(DB, "w1", 0)
+        Worker.objects.filter(pk="w1").update(beat_at=store.now(DB) - timedelta(days=2))
+        found = [rescue() for _ in range(3)]
+
+        self.assertEqual([store.BATCH, 1, 0], [len(ids) for ids in found])
+        self.assertFalse(Worker.objects.filter(pk="w1").exists())
+
     def test_a_lost_worker_is_remembered_for_a_day(self):
         """Should it wake, it finds that it was given up; later nobody cares."""
         workers.give_up(DB, "w1", 0)

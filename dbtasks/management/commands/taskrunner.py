@@ -6,7 +6,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from ... import cli
+from ... import checks, cli
 from ...backend import DatabaseBackend
 from ...exceptions import RunnerError
 from ...report import Report, Screen, banner, log_output
@@ -31,7 +31,7 @@ class Command(BaseCommand):
         return parser
 
     def add_arguments(self, parser: CommandParser) -> None:
-        workers, count = cli.default_workers(), cli.whole("number of threads", 1, 1000)
+        workers, count = checks.default_workers(), cli.whole("number of threads", 1, 1000)
         parser.add_argument(
             *("-w", "--workers", "-t", "--threads"),
             type=count,
