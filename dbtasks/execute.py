@@ -7,8 +7,8 @@ thread as it was found. Never writes to our rows: the Outcome is settled by whoe
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
@@ -344,8 +344,10 @@ class Attempt:
     def _announce(self, signal: Signal) -> None:
         """Send the signal in this thread; a receiver that raises is logged by Django."""
         if self.job.options.signals:
-            with _tolerant():
+            try:
                 signal.send_robust(sender=self.job.sender, task_result=self._result())
+            except (SystemExit, GeneratorExit):  # beyond what Django catches
+                logger.exception("A receiver of a task's signal gave up")
 
     async def _aannounce(self, signal: Signal) -> None:
         """Send the signal in the attempt's own context; sync receivers run in its thread."""
@@ -355,8 +357,10 @@ class Attempt:
             # No thread for each coroutine just to format a log line.
             self._announce(signal)
         else:
-            with _tolerant():
+            try:
                 await signal.asend_robust(sender=self.job.sender, task_result=self._result())
+            except (SystemExit, GeneratorExit):
+                logger.exception("A receiver of a task's signal gave up")
 
 
 # The fields of a result while it runs, each made from the attempt when it is asked for.
@@ -378,15 +382,6 @@ _FIELDS: dict[str, Callable[[Attempt], Any]] = {
     "errors": lambda attempt: make_errors(attempt._errors()),
     "worker_ids": lambda attempt: payload.load(attempt._worker_ids()),
 }
-
-
-@contextmanager
-def _tolerant() -> Iterator[None]:
-    """Log what a receiver raises beyond what Django catches: it concerns no task."""
-    try:
-        yield
-    except (SystemExit, GeneratorExit):
-        logger.exception("A receiver of a task's signal gave up")
 
 
 def _listed(text: str | None) -> list[Any]:

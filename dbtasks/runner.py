@@ -24,7 +24,7 @@ from .execute import Attempt
 from .finisher import FIRST_PAUSE, LONGEST_PAUSE, Ended, Finisher, pause_after
 from .liveness import Heart, whereabouts
 from .maintenance import Maintenance
-from .models import FAILED, SUCCESSFUL
+from .models import FAILED, READY, SUCCESSFUL
 from .pool import PREFETCH_SECONDS, Pool
 from .store import workers
 from .task import task
@@ -324,9 +324,10 @@ class Runner:
 
     def _on_settled(self, batch: Sequence[Ended]) -> None:
         """Count and tell. Runs in the finisher's thread."""
-        # Of what was given back before it started there is nothing to tell.
-        batch = [(a, outcome) for a, outcome in batch if outcome.attempt == a.claim.attempt]
         statuses = [outcome.status for _, outcome in batch]
+        if READY in statuses:
+            # Of what was given back before it started there is nothing to tell.
+            batch = [(a, outcome) for a, outcome in batch if outcome.attempt == a.claim.attempt]
         self.failed += (failed := statuses.count(FAILED))
         self.done += statuses.count(SUCCESSFUL) + failed
         if self._report is not None:

@@ -106,6 +106,24 @@ class PageTests(SimpleTestCase):
             self.assertGreater(45, grace)
         self.assertGreater(int(service["Service"]["TimeoutStopSec"]), grace)
 
+    def test_the_benchmark_runs(self):
+        """The command of the page prints its table."""
+        [(_, text)] = blocks("benchmark")
+        words = shlex.split(text.removeprefix("$ uv run "))
+        with tempfile.TemporaryDirectory() as folder:
+            words[words.index("--database") + 1] = f"sqlite:///{folder}/benchmark.sqlite3"
+            done = subprocess.run(
+                [sys.executable, ROOT / words[0], *words[1:]],
+                env={k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=120,
+            )
+
+        self.assertEqual(0, done.returncode, done.stderr)
+        self.assertIn("| taskrunner --drain, no flags, 2,000 no-op tasks |", done.stdout)
+
     def test_requirements_are_those_of_the_package(self):
         """Versions on the page and in pyproject.toml agree."""
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
