@@ -1,0 +1,175 @@
+"""What keeps a write from a row that moved between the look at it and the write."""
+
+import threading
+from datetime import timedelta
+from typing import Any
+from unittest import mock
+
+from django.db import OperationalError, connections, transaction
+from django.test import TestCase, TransactionTestCase
+
+from dbtasks import store
+from dbtasks.models import TABLE, ScheduledTask
+
+from .base import DB, ids, make_claim, make_task, outcome, row, vendor
+
+
+class GuardTests(TestCase):
+    """Each condition of a write, alone."""
+
+    def change(self, id: Any, **values: Any) -> None:
+        ScheduledTask.objects.filter(pk=id).update(**values)
+
+    def test_claim_one_takes_its_backend_s_rows_only(self):
+        """An id says nothing of whose row it is."""
+        id = make_task(backend="other")
+
+        self.assertIsNone(store.claim_one(DB, "default", "w1", id))
+        self.assertEqual("READY", row(id).status)
+
+    def test_a_row_that_is_not_finished_is_never_purged(self):
+        """Whatever its delete_after says."""
+        past = store.now(DB) - timedelta(days=1)
+        due, running = make_task(), make_claim().id
+        for id in (due, running):
+            self.change(id, delete_after=past)
+
+        self.assertEqual(0, store.purge(DB, "default"))
+        self.assertEqual(0, store.delete(DB, [due, running], expired=True))
+        self.assertEqual(0, store.delete(DB, [due, running]))
+
+    def test_delete_of_expired_rows_asks_the_clock(self):
+        """A row whose retention is not over stays."""
+        claim = make_claim()
+        store.settle(DB, [outcome(claim, delete_after=store.now(DB) + timedelta(days=1))])
+
+        self.assertEqual(0, store.delete(DB, [claim.id], expired=True))
+        self.assertEqual(1, store.delete(DB, [claim.id]))
+
+    def test_cancel_leaves_a_row_that_is_claimed_meanwhile(self):
+        """Between the look at the row and the write a runner may have taken it."""
+        id = make_task()
+
+        def taken(task: ScheduledTask) -> None:
+            store.claim_one(DB, "default", "w1", task.pk)
+
+        self.assertEqual(0, store.cancel(DB, [id], taken))
+        self.assertEqual(("RUNNING", "w1"), (row(id).status, row(id).worker_id))
+
+    def test_cancel_leaves_a_row_that_has_run_meanwhile(self):
+        """READY again, but another fence: it is not the row that was looked at."""
+        id = make_task()
+
+        def ran(task: ScheduledTask) -> None:
+            claim = store.claim_one(DB, "default", "w1", task.pk)
+            store.settle(DB, [outcome(claim, "READY")])
+
+        self.assertEqual(0, store.cancel(DB, [id], ran))
+        self.assertEqual("READY", row(id).status)
+
+    def test_cancel_frees_the_unique_slot(self):
+        """What is cancelled stands in nobody's way."""
+        id = make_task()
+        self.change(id, unique_slot="mine")
+        store.cancel(DB, [id], lambda task: None)
+
+        self.assertIsNone(row(id).unique_slot)
+
+    def test_retry_begins_anew(self):
+        """Counts that limit attempts, and the time to be deleted, are forgotten."""
+        claim = make_claim()
+        later = store.now(DB) + timedelta(days=1)
+        store.settle(DB, [outcome(claim, "FAILED", failures=3, lost=2, delete_after=later)])
+        self.change(claim.id, cancel_requested=True)
+        store.retry(DB, [claim.id])
+        again = row(claim.id)
+
+        self.assertEqual((0, 0, False), (again.failures, again.lost, again.cancel_requested))
+        self.assertEqual((None, None), (again.delete_after, again.finished_at))
+
+
+class UnitTests(TransactionTestCase):
+    """_unit()"""
+
+    def test_a_unit_that_is_rolled_back_is_run_again(self):
+        """A deadlock is the database's way to ask for another try."""
+        sql = store._SQL[vendor()]
+        claim = make_claim()
+        settle, failures = sql.settle, iter([OperationalError("deadlock")] * 3)
+
+        def sometimes(connection: Any, batch: Any) -> Any:
+            if error := next(failures, None):
+                raise error
+            return settle(connection, batch)
+
+        with (
+            mock.patch.object(sql, "is_transient", return_value=True),
+            mock.patch.object(sql, "settle", sometimes),
+        ):
+            self.assertEqual({claim.id}, store.settle(DB, [outcome(claim)]))
+
+    def test_other_errors_are_not_tried_again(self):
+        """What another try would not mend reaches the caller at once."""
+        sql = store._SQL[vendor()]
+        with (
+            mock.patch.object(sql, "settle", side_effect=OperationalError("no")) as settle,
+            mock.patch.object(sql, "is_transient", return_value=False),
+            self.assertRaisesMessage(OperationalError, "no"),
+        ):
+            store.settle(DB, [outcome(make_claim())])
+        self.assertEqual(1, settle.call_count)
+
+
+class LockTests(TransactionTestCase):
+    """Rows that another transaction holds."""
+
+    def setUp(self) -> None:
+        if vendor() == "sqlite":
+            self.skipTest("SQLite locks the file, not rows")
+
+    def hold(self, id: Any) -> None:
+        """Lock the row in a transaction of its own until the test ends."""
+        locked, done = threading.Event(), threading.Event()
+
+        def work() -> None:
+            with transaction.atomic(DB), connections[DB].cursor() as cursor:
+                cursor.execute(
+                    f"SELECT id FROM {TABLE} WHERE id = %s FOR UPDATE", [store.key(DB, id)]
+                )
+                locked.set()
+                done.wait(30)
+            connections.close_all()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        self.addCleanup(thread.join, 30)
+        self.addCleanup(done.set)
+        self.assertTrue(locked.wait(10))
+
+    def claim(self, queues: list[str] | None = None) -> list[Any]:
+        """Claim in a thread, which must not have to wait."""
+        found: list[Any] = []
+
+        def work() -> None:
+            found.extend(ids(store.claim(DB, "default", "w1", 10, queues)))
+            connections.close_all()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(5)
+        self.assertFalse(thread.is_alive(), "the claim waits for a locked row")
+        return found
+
+    def test_a_claim_passes_over_a_locked_row(self):
+        """It takes the next one, at once."""
+        first, second = make_task(priority=9), make_task()
+        self.hold(first)
+
+        self.assertEqual([second], self.claim())
+
+    def test_a_claim_of_a_queue_passes_over_a_locked_row(self):
+        """With queues named as well."""
+        first, second = make_task(priority=9), make_task()
+        self.hold(first)
+
+        self.assertEqual([second], self.claim(["default"]))
