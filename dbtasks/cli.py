@@ -201,8 +201,6 @@ class Signals:
         if len(self.received) > 2:
             # Rows that stay RUNNING are given back when the runner is missed.
             os._exit(128 + number)
-        # Before that nothing is claimed, and run() would forget it.
-        self._runner.ready.wait()
         self._runner.stop()
         if len(self.received) == 1:
             text = self._first()

@@ -164,7 +164,7 @@ class Attempt:
 
     def _find(self) -> base.Task | None:
         """Return the task as it was enqueued, or None; raises nothing."""
-        if self.task is None:
+        if self.task is None and self.error is None:
             try:
                 found = registry.find(self.claim.task_path, self.job.options.task_modules)
                 self.task = self._as_enqueued(found)

@@ -112,7 +112,7 @@ class FileWatcher(Watcher):
         try:
             with connections[self._db].cursor() as cursor:
                 self._watch(cursor)
-        except (DatabaseError, InterfaceError) as error:
+        except Exception as error:  # Django's errors, and sqlite3's own
             logger.warning("The file is not watched, runners will poll: %s", error)
         finally:
             self.is_healthy = False

@@ -67,6 +67,16 @@ class GuardTests(TestCase):
         self.assertEqual(0, store.cancel(DB, [id], ran))
         self.assertEqual("READY", row(id).status)
 
+    def test_cancel_leaves_a_row_that_is_cancelled_meanwhile(self):
+        """Two people, one click each: one error in the row."""
+        id = make_task()
+
+        def cancelled(task: ScheduledTask) -> None:
+            store.cancel(DB, [task.pk], lambda row: None)
+
+        self.assertEqual(0, store.cancel(DB, [id], cancelled))
+        self.assertEqual(1, len(row(id).errors))
+
     def test_cancel_frees_the_unique_slot(self):
         """What is cancelled stands in nobody's way."""
         id = make_task()
