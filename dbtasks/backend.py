@@ -211,7 +211,7 @@ class DatabaseBackend(BaseTaskBackend):
             for _, _, result in prepared:
                 task_enqueued.send_robust(sender=type(self), task_result=result)
         if not self.config.immediate:
-            _after_commit(db, partial(wakeup.notify, db, self.alias))
+            _after_commit(db, lambda: wakeup.notify(db, self.alias))
             return
         for row, (_, _, result) in zip(rows, prepared, strict=True):
             self._run_now(db, row.id, result)
@@ -358,7 +358,7 @@ class DatabaseBackend(BaseTaskBackend):
 
         db = self.database
         done = bool(store.retry(db, self._own_ids(result_id)))
-        _after_commit(db, partial(wakeup.notify, db, self.alias))
+        _after_commit(db, lambda: wakeup.notify(db, self.alias))
         return done
 
     # Checks
