@@ -38,7 +38,6 @@ LEVELS = {
     "apps": 9,
     "management": 10,
     "admin": 10,
-    "contrib": 10,
 }
 
 
