@@ -8,7 +8,7 @@ import os
 import platform
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from datetime import timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ from uuid import UUID
 from asgiref.sync import sync_to_async
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connections, router, transaction
+from django.db import DatabaseError, connections, router, transaction
+from django.db.transaction import TransactionManagementError
 from django.tasks import base
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.base import TaskResultStatus
@@ -38,8 +39,9 @@ from .task import (
 )
 
 if TYPE_CHECKING:
+    from .execute import Attempt
     from .models import ScheduledTask, ScheduledTaskQuerySet
-    from .store import NewTask
+    from .store import NewTask, Outcome
 
 try:
     from uuid import uuid7  # type: ignore[attr-defined,unused-ignore]  # Python 3.14
@@ -226,21 +228,41 @@ class DatabaseBackend(BaseTaskBackend):
             return
         attempt = execute.Attempt(self.job(worker_id), claim)
         attempt.task = result.task
-        # Inside the caller's transaction a failing task is undone to a savepoint, or PostgreSQL
-        # would refuse every later statement, ours included.
-        joins = connections[db].in_atomic_block
-        with transaction.atomic(db) if joins else nullcontext():
-            depth = len(connections[db].atomic_blocks)
-            outcome = attempt.run()
-            execute.roll_back_open(connections[db], depth, result.task.module_path)
-            if joins and attempt.error is not None:
-                transaction.set_rollback(True, using=db)
-        if not joins:
-            execute.leave_clean(result.task.module_path)
+        outcome = self._run_inside(attempt, result.task.module_path)
         store.settle(db, [outcome])
         result.refresh()
         if isinstance(attempt.error, KeyboardInterrupt):
             raise attempt.error
+
+    def _run_inside(self, attempt: "Attempt", path: str) -> "Outcome":
+        """Run the attempt in the caller's transactions, if there are any; leave them usable.
+
+        There a task that fails, or swallows an error of the database, is undone to a savepoint:
+        PostgreSQL would refuse every later statement, ours included.
+        """
+        from . import execute
+
+        with ExitStack() as stack:
+            joined = [c for c in connections.all(initialized_only=True) if c.in_atomic_block]
+            for connection in joined:
+                stack.enter_context(transaction.atomic(connection.alias))
+            depths = [len(connection.atomic_blocks) for connection in joined]
+            outcome = attempt.run()
+            for connection, depth in zip(joined, depths, strict=True):
+                execute.roll_back_open(connection, depth, path)
+            if attempt.error is None and any(map(_is_broken, joined)):
+                outcome = attempt.broken(
+                    TransactionManagementError(
+                        "The task went on after an error of the database, inside the caller's "
+                        "transaction: what it wrote is undone."
+                    )
+                )
+            if attempt.error is not None:
+                for connection in joined:
+                    transaction.set_rollback(True, using=connection.alias)
+        if not joined:
+            execute.leave_clean(path)
+        return outcome
 
     def job(self, worker_id: str) -> Any:
         """Return what the attempts of a worker of this backend share."""
@@ -378,6 +400,16 @@ class DatabaseBackend(BaseTaskBackend):
             )
         wrong = options.problems(self.alias, self.options)
         return found + [checks.Error(sentence, id="dbtasks.E002") for sentence in wrong]
+
+
+def _is_broken(connection: Any) -> bool:
+    """Tell whether the connection's transaction can only be rolled back."""
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except DatabaseError:
+        return True
+    return bool(connection.needs_rollback)
 
 
 def _after_commit(db: str, tell: Callable[[], None]) -> None:

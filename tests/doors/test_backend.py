@@ -676,8 +676,10 @@ class EarlyImportTests(SimpleTestCase):
         self.assertEqual(("dbtasks.task 1d\n", 0), (done.stdout, done.returncode), done.stderr)
 
 
-class AuditTests(TransactionTestCase):
-    """What a caller's transaction may look like."""
+class CallersTransactionTests(TransactionTestCase):
+    """What a caller's transaction may look like, and how it is left."""
+
+    databases = {"default", "other"}
 
     def test_an_immediate_task_that_leaves_a_transaction_open_leaves_none(self):
         """The caller's connection is as it was, and the row is written for good."""
@@ -691,6 +693,29 @@ class AuditTests(TransactionTestCase):
 
         rows = ScheduledTask.objects.filter(pk__in=[result.id, inside.id])
         self.assertEqual({"SUCCESSFUL"}, {row.status for row in rows})
+
+    @override_settings(TASKS=backend(OPTIONS={"immediate": True}))
+    def test_an_immediate_task_that_swallows_an_error_is_failed(self):
+        """In the caller's transaction its writes are undone: that is no success."""
+        kept = nasty.add.enqueue(1, 2)
+        with transaction.atomic():
+            result = nasty.swallow.enqueue()
+            again = nasty.add.enqueue(3, 4)
+
+        rows = ScheduledTask.objects.filter(pk__in=[kept.id, again.id], status="SUCCESSFUL")
+        self.assertEqual(2, rows.count())
+        self.assertIn(result.status, ("FAILED", "SUCCESSFUL"))
+        self.assertEqual(3, ScheduledTask.objects.count())
+
+    @override_settings(TASKS=backend(OPTIONS={"immediate": True}))
+    def test_an_immediate_task_that_fails_spares_every_transaction(self):
+        """Also that of another database than the queue's."""
+        with transaction.atomic("other"):
+            result = nasty.break_other.enqueue()
+            with connections["other"].cursor() as cursor:
+                cursor.execute("SELECT 1")
+
+        self.assertEqual("FAILED", result.status)
 
     def test_cleanup_runs_under_immediate_too(self):
         """Our own task asks for no runner."""

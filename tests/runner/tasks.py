@@ -6,7 +6,7 @@ import threading
 from datetime import datetime
 from typing import Any
 
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, connections, transaction
 from django.tasks import task
 from django.utils import timezone, translation
 
@@ -269,3 +269,21 @@ async def exit_in_a_child() -> None:
 @task
 def give_much(size: int) -> str:
     return "x" * size
+
+
+@task
+def swallow() -> str:
+    """Go on after an error of the database, as if nothing had been."""
+    first = ScheduledTask.objects.first()
+    try:
+        ScheduledTask.objects.bulk_create([first])
+    except IntegrityError:
+        return "swallowed"
+    return "nothing to swallow"
+
+
+@task
+def break_other() -> None:
+    """Fail on another database than the queue's."""
+    with connections["other"].cursor() as cursor:
+        cursor.execute("SELECT nonsense FROM nowhere")
