@@ -19,9 +19,12 @@ class KilledTests(ProcessTestCase):
     """Real processes, real signals."""
 
     def runner(self, timeout: int = 20) -> Child:
-        child = self.start("taskrunner", "-w", 1, "-v", 2, TEST_WORKER_TIMEOUT=str(timeout))
+        child = self.started(timeout)
         child.wait_for("Stop with Ctrl-C")
         return child
+
+    def started(self, timeout: int = 20) -> Child:
+        return self.start("taskrunner", "-w", 1, "-v", 2, TEST_WORKER_TIMEOUT=str(timeout))
 
     def test_a_killed_runner_s_task_is_run_by_another(self):
         """kill -9 loses nothing; on the same machine the next runner sees it at once."""
@@ -62,7 +65,8 @@ class KilledTests(ProcessTestCase):
         """Three runners die of it, no more; what is due meanwhile is not lost."""
         poison = die.enqueue()
         for _ in range(3):
-            self.runner().process.wait(30)
+            # It may be dead before it has said a word.
+            self.started().process.wait(30)
         other = add.enqueue(1, 2)
         self.runner()
         other.wait(30)
