@@ -704,7 +704,9 @@ class CallersTransactionTests(TransactionTestCase):
 
         rows = ScheduledTask.objects.filter(pk__in=[kept.id, again.id], status="SUCCESSFUL")
         self.assertEqual(2, rows.count())
-        self.assertIn(result.status, ("FAILED", "SUCCESSFUL"))
+        # Elsewhere the statement alone failed, and the transaction is as good as before.
+        expected = "FAILED" if connection.vendor == "postgresql" else "SUCCESSFUL"
+        self.assertEqual(expected, result.status)
         self.assertEqual(3, ScheduledTask.objects.count())
 
     @override_settings(TASKS=backend(OPTIONS={"immediate": True}))
