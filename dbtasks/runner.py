@@ -35,9 +35,12 @@ logger = logging.getLogger("dbtasks.runner")
 MAX_BACKLOG = 1000
 # Polls are so many times rarer while hints arrive.
 HINTED = 5
-# Seconds between two polls right after work was found, where no hints arrive; a tenth of the time
+# Seconds between two polls right after work was found, where no hints arrive; a part of the time
 # since then later on.
-SHORTEST_DELAY = 0.1
+SHORTEST_DELAY, DELAY_GROWTH = 0.1, 1 / 30
+# Part of the time that looks at the whole index may take while rows are claimed, and the seconds
+# after which there is one in any case.
+WHOLE_SHARE, WHOLE_INTERVAL = 0.1, 1.0
 
 
 class Runner:
@@ -179,6 +182,9 @@ class Runner:
         self.finished.clear()
         self.done = self.failed = self.abandoned = 0
         self._claimed, self._likely, self._look_at = 0, True, 0.0
+        # The last row claimed, and when to look again at what is older than it.
+        self._beyond: store.Claim | None = None
+        self._whole_at = 0.0
         registry.discover()
         self._service = backend
         self._heart = Heart(
@@ -266,22 +272,44 @@ class Runner:
         room = self._pool.room()
         return room if self.max_tasks is None else min(room, self.max_tasks - self._claimed)
 
-    def _claim(self, limit: int) -> int:
-        """Claim up to so many rows and hand them to the pool; return how many there were."""
+    def _claim(self, limit: int) -> bool:
+        """Claim up to so many rows and hand them to the pool; return whether more may be due."""
         assert self._pool is not None
+        began = time.monotonic()
+        beyond = self._beyond if began < self._whole_at else None
         self._claiming = True
         try:
             claims = store.claim(
-                self._db, self.backend, self.worker_id, limit, self.queues, registered=True
+                self._db,
+                self.backend,
+                self.worker_id,
+                limit,
+                self.queues,
+                registered=True,
+                beyond=beyond,
             )
             logger.debug("Claimed %d of at most %d rows", len(claims), limit)
             self._pool.submit(claims)
-            if claims:
-                self._found = time.monotonic()
         finally:
             self._claiming = False
         self._claimed += len(claims)
-        return len(claims)
+        now = time.monotonic()
+        if claims:
+            self._found, self._beyond = now, claims[-1]
+            # What was planned while there was nothing to do is too late now.
+            self._look_at = min(self._look_at, now + self._delay())
+        self._whole_at = self._whole_after(now, now - began, beyond is None, limit - len(claims))
+        return bool(claims) or beyond is not None
+
+    def _whole_after(self, now: float, spent: float, was_whole: bool, missing: int) -> float:
+        """Return when to claim from the head of the index again, past all its dead entries.
+
+        A claim of one row after 40,000 others took 2.5 ms from the head, 0.9 ms beyond them.
+        """
+        if missing:
+            # Before it is said that nothing is due, and not again until something new is.
+            return math.inf if was_whole else 0.0
+        return now + spent / WHOLE_SHARE if was_whole else min(self._whole_at, now + WHOLE_INTERVAL)
 
     def _promote(self) -> float:
         """Make due what has come due; return the seconds until the next look."""
@@ -301,7 +329,7 @@ class Runner:
         if self._watcher is not None and self._watcher.is_healthy:
             delay *= HINTED
         else:
-            delay = min(delay, max(SHORTEST_DELAY, (now - self._found) / 10))
+            delay = min(delay, max(SHORTEST_DELAY, (now - self._found) * DELAY_GROWTH))
         # Jitter keeps runners that started together from polling together.
         return delay * random.uniform(0.75, 1.0)
 

@@ -109,20 +109,40 @@ def claim(
     queues: Iterable[str] | None = None,
     *,
     registered: bool = False,
+    beyond: Claim | None = None,
 ) -> list[Claim]:
     """Claim up to `limit` due rows for the worker, of those queues or of all.
 
     Return them highest priority first, then oldest first: already RUNNING and committed. Fewer
     than `limit` does not mean that no more are due; none at all does. A `registered` worker that
     was given up gets nothing: what it took now would be taken from it at once.
+
+    `beyond` an earlier claim, rows of its priority that are older than it are passed over, and
+    with them the dead entries that such claims leave at the head of the index.
     """
     picks = _picks(backend, queues)
+    in_turn = beyond is not None and len(picks) == 1 and _sql(connections[db]).LEAVES_DEAD
+    if beyond is not None and in_turn:
+        picks = _beyond(picks[0], beyond.priority, beyond.id)
     if registered:
         picks = tuple(
             pick._replace(where=f"{pick.where} AND {_ALIVE}", params=(*pick.params, worker_id))
             for pick in picks
         )
-    return _claim(db, worker_id, picks, limit)
+    return _claim(db, worker_id, picks, limit, in_turn=in_turn)
+
+
+def _beyond(pick: Pick, priority: int, id: Any) -> tuple[Pick, ...]:
+    """Return, in claim order, the ranges of the pick's index around that priority's older rows."""
+    ranges = {
+        "priority > %s": (priority,),
+        "priority = %s AND id > %s": (priority, id),
+        "priority < %s": (priority,),
+    }
+    return tuple(
+        pick._replace(where=f"{pick.where} AND {condition}", params=(*pick.params, *values))
+        for condition, values in ranges.items()
+    )
 
 
 def _picks(backend: str, queues: Iterable[str] | None) -> tuple[Pick, ...]:
@@ -145,11 +165,17 @@ def claim_one(
 
 
 def _claim(
-    db: str, worker_id: str, picks: tuple[Pick, ...], limit: int, hold: Hold = Hold.NONE
+    db: str,
+    worker_id: str,
+    picks: tuple[Pick, ...],
+    limit: int,
+    hold: Hold = Hold.NONE,
+    *,
+    in_turn: bool = False,
 ) -> list[Claim]:
     def unit(connection: Any, sql: Any) -> tuple[float, list[tuple[Any, ...]]]:
         verb = _CLAIM.format(now=sql.now(connection), hold=hold.value)
-        change = Change(verb, (worker_id,), picks, "priority DESC, id", limit)
+        change = Change(verb, (worker_id,), picks, "priority DESC, id", limit, in_turn)
         # Read beside the database's clock, which is at the start of the statement.
         connection.ensure_connection()
         clock = time.monotonic()

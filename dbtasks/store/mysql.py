@@ -16,6 +16,10 @@ from django.utils import timezone
 from ..models import TABLE
 from .rows import Change, Claim, NewTask, Outcome, Pick
 
+# Entries of rows that were claimed stay in the index until InnoDB purges them, which waits for the
+# oldest transaction of the server.
+LEAVES_DEAD = True
+
 # Lock wait timeout, deadlock, and MariaDB's "record has changed": run the whole unit again.
 TRANSIENT = {1205, 1213, 1020}
 
@@ -53,6 +57,8 @@ def claim(connection: Any, change: Change) -> list[Any]:
         for pick in change.picks:
             cursor.execute(_lock(change, pick, columns), pick.params)
             rows += cursor.fetchall()
+            if change.in_turn and len(rows) >= change.limit:
+                break
         rows.sort(key=lambda row: (-row[_PRIORITY], row[_ID]))
         del rows[change.limit :]
         _apply(cursor, change, [row[_ID] for row in rows])

@@ -90,6 +90,8 @@ class Change(NamedTuple):
     picks: tuple[Pick, ...]
     order: str
     limit: int
+    # Whether each pick's rows come, in that order, before those of the next.
+    in_turn: bool = False
 
     @property
     def column(self) -> str:

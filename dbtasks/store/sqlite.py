@@ -13,6 +13,9 @@ from django.utils import timezone
 from ..models import TABLE
 from .rows import Change, Claim, NewTask, Outcome
 
+# The entry of a row that was claimed is gone from the index at once.
+LEAVES_DEAD = False
+
 
 def now(connection: Any) -> str:
     """Return SQL for the clock: a literal, for SQLite's own has only milliseconds."""
