@@ -12,14 +12,14 @@ from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from inspect import iscoroutinefunction
 from traceback import format_exception
 from typing import Any
 from uuid import UUID
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
-from django.db import connections, reset_queries
+from django.db import connections
 from django.dispatch import Signal
 from django.tasks import TaskResultStatus, base
 from django.tasks.signals import (
@@ -43,6 +43,9 @@ from .task import (
 )
 
 logger = logging.getLogger("dbtasks.runner")
+django_logger = logging.getLogger("django.tasks")
+# Django's own receivers, which write a log line each.
+LOGGING = {id(log_task_started), id(log_task_finished)}
 
 # Errors kept of one row, and characters of each: enough to see what happened, never the reason
 # that an outcome cannot be stored.
@@ -160,7 +163,7 @@ class Attempt:
     def is_async(self) -> bool:
         """Whether the task is a coroutine function; False if it cannot be found."""
         task = self._find()
-        return task is not None and iscoroutinefunction(task.func)
+        return task is not None and _is_coroutine_function(task.func)
 
     def _find(self) -> base.Task | None:
         """Return the task as it was enqueued, or None; raises nothing."""
@@ -323,6 +326,8 @@ class Attempt:
         return _listed(self.claim.errors)
 
     def _worker_ids(self) -> str:
+        if self.claim.worker_ids is None:
+            return _alone(self.job.worker_id)
         return payload.text([*_listed(self.claim.worker_ids), self.job.worker_id])
 
     def _result(self) -> Any:
@@ -341,9 +346,14 @@ class Attempt:
         for name, value in values.items():
             object.__setattr__(result, name, value)
 
+    def _is_unheard(self, signal: Signal) -> bool:
+        """Tell whether sending the signal would do nothing: not even a log line comes of it."""
+        level = logging.INFO if self.error is None else logging.ERROR
+        return not django_logger.isEnabledFor(level) and _only_logs(signal)
+
     def _announce(self, signal: Signal) -> None:
         """Send the signal in this thread; a receiver that raises is logged by Django."""
-        if self.job.options.signals:
+        if self.job.options.signals and not self._is_unheard(signal):
             try:
                 signal.send_robust(sender=self.job.sender, task_result=self._result())
             except (SystemExit, GeneratorExit):  # beyond what Django catches
@@ -351,7 +361,7 @@ class Attempt:
 
     async def _aannounce(self, signal: Signal) -> None:
         """Send the signal in the attempt's own context; sync receivers run in its thread."""
-        if not self.job.options.signals:
+        if not self.job.options.signals or self._is_unheard(signal):
             return
         if _only_logs(signal):
             # No thread for each coroutine just to format a log line.
@@ -368,7 +378,8 @@ _FIELDS: dict[str, Callable[[Attempt], Any]] = {
     # Of a newer Django perhaps.
     **{f.name: partial(default_of, f) for f in fields(base.TaskResult)},
     "task": lambda attempt: attempt.task or attempt._as_enqueued(None),
-    "id": lambda attempt: str(UUID(str(attempt.claim.id))),
+    # SQLite's text has no hyphens.
+    "id": lambda attempt: _hyphened(attempt.claim.id),
     "status": lambda attempt: TaskResultStatus.RUNNING,
     "enqueued_at": lambda attempt: store.moment(attempt.job.db, attempt.claim.enqueued_at),
     "started_at": lambda attempt: (
@@ -382,6 +393,21 @@ _FIELDS: dict[str, Callable[[Attempt], Any]] = {
     "errors": lambda attempt: make_errors(attempt._errors()),
     "worker_ids": lambda attempt: payload.load(attempt._worker_ids()),
 }
+
+
+def _hyphened(id: str) -> str:
+    """Return the id as results show it; SQLite's has no hyphens."""
+    return id if "-" in id else str(UUID(id))
+
+
+@lru_cache(16)
+def _alone(worker_id: str) -> str:
+    """Return the list of workers of most rows, which are started once."""
+    return payload.text([worker_id])
+
+
+# A registered function is kept by its module anyway.
+_is_coroutine_function = lru_cache(None)(iscoroutinefunction)
 
 
 def _listed(text: str | None) -> list[Any]:
@@ -400,8 +426,7 @@ def _is_seconds(value: Any) -> bool:
 
 def _only_logs(signal: Signal) -> bool:
     """Tell whether nobody but Django's own log receivers listens."""
-    own = {id(log_task_started), id(log_task_finished)}
-    return all(receiver[0][0] in own for receiver in signal.receivers)
+    return all(receiver[0][0] in LOGGING for receiver in signal.receivers)
 
 
 def describe_error(error: BaseException) -> tuple[str, str]:
@@ -423,6 +448,8 @@ def leave_clean(task_path: str, keep: bool = False) -> None:
     task; one that came from a pool always goes back to it.
     """
     for connection in connections.all(initialized_only=True):
+        # With DEBUG each connection would remember thousands of statements.
+        connection.queries_log.clear()
         if connection.in_atomic_block:
             logger.warning(
                 "%s left a transaction open on %r; it was rolled back", task_path, connection.alias
@@ -436,8 +463,6 @@ def leave_clean(task_path: str, keep: bool = False) -> None:
             connection.close_if_unusable_or_obsolete()
         except Exception:  # whatever a driver raises when a broken connection is closed
             _drop(connection)
-    # With DEBUG each connection would remember thousands of statements.
-    reset_queries()
 
 
 def roll_back_open(connection: Any, depth: int, task_path: str) -> None:

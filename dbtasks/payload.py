@@ -15,7 +15,6 @@ MAX_DEPTH = 64
 MAX_INT_BITS = 4096
 
 _encode = json.JSONEncoder(check_circular=False, allow_nan=False, separators=(",", ":")).encode
-load = json.loads
 # What most calls have for keyword arguments, and many for all.
 _EMPTY: dict[type, str] = {list: "[]", dict: "{}"}
 
@@ -37,6 +36,12 @@ def dump(value: Any, what: str, max_bytes: int) -> tuple[Any, str]:
             "data elsewhere and pass a reference, or raise OPTIONS['max_payload']."
         )
     return normal, text
+
+
+def load(text: str) -> Any:
+    """Return the value that the JSON text stands for; raise ValueError if it is none."""
+    # The decoder takes ten times as long to find nothing.
+    return {} if text == "{}" else [] if text == "[]" else json.loads(text)
 
 
 def text(value: Any) -> str:

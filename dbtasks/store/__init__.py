@@ -395,11 +395,8 @@ def moment(db: str, value: Any) -> datetime | None:
 
 
 def key(db: str, id: UUID) -> Any:
-    """Return the id as that database's driver writes and reads it."""
-    connection = connections[db]
-    value = ScheduledTask._meta.pk.get_db_prep_value(id, connection)
-    # MariaDB's driver writes UUIDs, but reads text.
-    return str(value) if connection.vendor == "mysql" else value
+    """Return the id as that database's text of it, which is what claims hold."""
+    return str(ScheduledTask._meta.pk.get_db_prep_value(id, connections[db]))
 
 
 def class_path(kind: type) -> str:

@@ -39,20 +39,13 @@ def is_transient(error: Exception) -> bool:
 
 def insert(connection: Any, rows: Sequence[NewTask]) -> None:
     """Insert the rows, in one statement; those with a run_after to come are held."""
-    columns = dict(zip(NewTask._fields, zip(*rows, strict=True), strict=True))
-    # Calls enqueued together mostly differ in little: what is the same in all is sent once.
-    # Measured 1.2 times as fast for 20,000 no-op calls.
-    same = {n: v[0] for n, v in columns.items() if n != "id" and v.count(v[0]) == len(v)}
-    differ = {name: list(values) for name, values in columns.items() if name not in same}
-    names = ", ".join([*differ, *same])
-    arrays = ", ".join(f"%s::{_NEW_TYPES[name]}[]" for name in differ)
-    constants = "".join(f", %s::{_NEW_TYPES[name]}" for name in same)
+    names, source, params = _source(rows, _NEW_TYPES)
     with connection.cursor() as cursor:
         cursor.execute(
-            f"WITH v({names}) AS (SELECT v.*{constants} FROM unnest({arrays}) v) "
+            f"WITH v({names}) AS ({source}) "
             f"INSERT INTO {TABLE} ({names}, status, hold) SELECT v.*, 'READY', "
             "CASE WHEN run_after > STATEMENT_TIMESTAMP() THEN 'scheduled' ELSE '' END FROM v",
-            [*same.values(), *differ.values()],
+            params,
         )
 
 
@@ -118,21 +111,45 @@ def _pinned(connection: Any, sql: str, params: Sequence[Any]) -> list[Any]:
 
 def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
     """Write the outcomes whose claim still stands, in one statement; return their ids."""
-    names = ", ".join(Outcome._fields)
-    arrays = ", ".join(f"%s::{kind}[]" for kind in _OUTCOME_TYPES.split())
+    names, source, params = _source(outcomes, _OUTCOME_TYPES)
     changes = ", ".join(f"{name} = k.{name}" for name in Outcome._fields[2:])
     with connection.cursor() as cursor:
         # Each row is looked up on the primary key and locked there, guards included. With the
         # guards in the UPDATE, statistics that know of no RUNNING row lead to a scan of the table.
         cursor.execute(
-            f"WITH k AS MATERIALIZED (SELECT v.* FROM unnest({arrays}) AS v({names}) "
+            f"WITH v({names}) AS ({source}), k AS MATERIALIZED (SELECT v.* FROM v "
             f"CROSS JOIN LATERAL (SELECT 1 FROM {TABLE} WHERE id = v.id AND fence = v.fence "
             "AND status = 'RUNNING' FOR NO KEY UPDATE OFFSET 0) held) "
-            f"UPDATE {TABLE} t SET {changes}, worker_id = NULL, hold = {_HOLD} "
-            "FROM k WHERE t.id = k.id AND t.id = ANY(ARRAY(SELECT id FROM k)) RETURNING t.id",
-            list(map(list, zip(*outcomes, strict=True))),
+            f"UPDATE {TABLE} t SET {changes}, worker_id = NULL, hold = {_HOLD} FROM k "
+            "WHERE t.id = k.id AND t.id = ANY(ARRAY(SELECT id FROM k)) RETURNING t.id::text",
+            params,
         )
         return {id for (id,) in cursor.fetchall()}
+
+
+def _source(rows: Sequence[Any], types: dict[str, str]) -> tuple[str, str, list[Any]]:
+    """Return the columns' names, a SELECT of the rows, and its parameters, an array a column.
+
+    Rows that are written together mostly differ in little: what is the same in all is sent once.
+    """
+    columns = dict(zip(types, zip(*rows, strict=True), strict=True))
+    same = {n: v[0] for n, v in columns.items() if n != "id" and v.count(v[0]) == len(v)}
+    differ = {n: _array(v, types[n]) for n, v in columns.items() if n not in same}
+    arrays = ", ".join(f"%s::{types[name]}[]" for name in differ)
+    constants = "".join(f", %s::{types[name]}" for name in same)
+    source = f"SELECT v.*{constants} FROM unnest({arrays}) v"
+    return ", ".join([*differ, *same]), source, [*same.values(), *differ.values()]
+
+
+def _array(values: Sequence[Any], kind: str) -> str:
+    """Return the values as PostgreSQL writes an array; the driver takes thrice as long."""
+    show = _quoted if kind == "text" else str
+    return "{" + ",".join(["NULL" if v is None else show(v) for v in values]) + "}"
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 _NEW_TYPES = {
@@ -151,15 +168,29 @@ _HOLD = (
     "CASE WHEN k.status = 'READY' AND k.run_after > STATEMENT_TIMESTAMP() "
     "THEN 'scheduled' ELSE '' END"
 )
-# Times come as text: most are never looked at, and parsing one costs as much as all the rest.
-_TIMES = {
+# Ids and times come as text: most are never looked at, and parsing one costs as much as all the
+# rest.
+_TEXTS = {
+    "id": f"{TABLE}.id::text",
     "enqueued_at": f"{TABLE}.enqueued_at::text",
     "run_after": f"{TABLE}.run_after::text",
     "started_at": f"{TABLE}.started_at::text",
     "claimed_at": f"{TABLE}.last_attempted_at::text",
 }
-_CLAIM = [_TIMES.get(name, f"{TABLE}.{name}") for name in Claim._fields[:-1]]
-_OUTCOME_TYPES = (
-    "uuid bigint text int int int timestamptz timestamptz timestamptz timestamptz timestamptz "
-    "text text text"
-)
+_CLAIM = [_TEXTS.get(name, f"{TABLE}.{name}") for name in Claim._fields[:-1]]
+_OUTCOME_TYPES = {
+    "id": "uuid",
+    "fence": "bigint",
+    "status": "text",
+    "attempt": "int",
+    "failures": "int",
+    "lost": "int",
+    "run_after": "timestamptz",
+    "started_at": "timestamptz",
+    "last_attempted_at": "timestamptz",
+    "finished_at": "timestamptz",
+    "delete_after": "timestamptz",
+    "errors": "text",
+    "worker_ids": "text",
+    "return_value": "text",
+}
