@@ -47,7 +47,7 @@ def main() -> None:
     for name in options.what or measures:
         measures[name](options.tasks, options.runs)
     if options.against:
-        compare.compare(options, options.what or list(measures), report, machine())
+        compare.compare(options, options.what or list(measures), machine())
 
 
 def prepare() -> None:

@@ -28,8 +28,8 @@ class DjQueue(DjangoPeer):
     default = Setting(("django-admin", "dj_queue"), "as documented")
     best = Setting(
         ("django-admin", "dj_queue"),
-        "2 processes of 4 threads, 8 rows ahead for each; open connections kept",
-        django=tasks({"workers": [{"processes": 2, "threads": 4, "prefetch_multiplier": 8}]})
+        "2 processes of 2 threads, 32 rows ahead for each; open connections kept",
+        django=tasks({"workers": [{"processes": 2, "threads": 2, "prefetch_multiplier": 32}]})
         | PERSISTENT,
     )
 

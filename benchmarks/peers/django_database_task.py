@@ -29,8 +29,8 @@ class DjangoDatabaseTask(DjangoPeer):
     )
     best = Setting(
         ("django-admin", "run_database_tasks", "--continuous", "-v", "0"),
-        "4 workers that wait for NOTIFY; open connections kept",
-        processes=4,
+        "2 workers that wait for NOTIFY; open connections kept",
+        processes=2,
         django=tasks("postgres.PostgresNotifyDatabaseBackend") | PERSISTENT,
     )
 

@@ -19,8 +19,8 @@ class DjangoOx(DjangoPeer):
     }
     default = Setting(("django-admin", "ox_worker"), "as documented", interval=1.0)
     best = Setting(
-        (*default.command, "--processes", "2", "--concurrency", "4", "--interval", "0.02"),
-        "2 processes of 4 threads; open connections kept",
+        (*default.command, "--processes", "2", "--concurrency", "2", "--interval", "0.02"),
+        "2 processes of 2 threads; open connections kept",
         django=PERSISTENT,
     )
 

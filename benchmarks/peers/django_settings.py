@@ -24,5 +24,6 @@ DATABASES = {
         "HOST": _url.hostname or "",
         "PORT": str(_url.port or ""),
         "CONN_MAX_AGE": _own.get("CONN_MAX_AGE", 0),
+        "OPTIONS": _own.get("CONN_OPTIONS", {}),
     }
 }

@@ -12,7 +12,7 @@ class DjangoTasksDb(DjangoPeer):
 
     name = "django-tasks-db"
     requirements = ("django-tasks-db==0.13.0", DJANGO, PSYCOPG)
-    table = "django_tasks_db_dbtaskresult"
+    table = "django_tasks_database_dbtaskresult"
     django = {
         "INSTALLED_APPS": ["django_tasks_db"],
         "TASKS": {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}},
@@ -20,8 +20,8 @@ class DjangoTasksDb(DjangoPeer):
     default = Setting(("django-admin", "db_worker"), "as documented", interval=1.0)
     best = Setting(
         ("django-admin", "db_worker", "--interval", "0.02", "-v", "0"),
-        "4 workers, since one runs one task at a time; open connections kept",
-        processes=4,
+        "6 workers, since one runs one task at a time; open connections kept",
+        processes=6,
         django=PERSISTENT,
     )
 

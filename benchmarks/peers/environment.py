@@ -75,9 +75,13 @@ def database(peer: Peer, url: str) -> Iterator[str]:
 
     name = "dbtasks_bench_" + peer.name.replace("-", "_")
     drop = f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"
-    with psycopg.connect(libpq(url), autocommit=True) as connection:
+    try:
+        connection = psycopg.connect(libpq(url), autocommit=True)
         connection.execute(drop)
         connection.execute(f"CREATE DATABASE {name}")
+    except psycopg.Error as error:
+        raise Failure(f"no database: {error}") from error
+    with connection:
         try:
             yield urlunsplit(urlsplit(libpq(url))._replace(path=f"/{name}"))
         finally:
@@ -125,6 +129,7 @@ class Home:
             "PYTHONPATH": os.pathsep.join([str(ROOT / "benchmarks"), *ours]),
             "BENCH_URL": self.url,
             "BENCH_SOCKET": str(self.door),
+            **self.setting.variables,
         }
         if self.peer.django:
             found["DJANGO_SETTINGS_MODULE"] = "peers.django_settings"

@@ -27,8 +27,8 @@ class Huey(RedisPeer):
     keys = ("huey.*.dbtasksbench*",)
     default = Setting(("huey_consumer", "peers.huey.app"), "as documented: one thread")
     best = Setting(
-        ("huey_consumer", "peers.huey.app", "-k", "process", "-w", "2", "-q"),
-        "2 processes, quiet",
+        ("huey_consumer", "peers.huey.app", "-k", "process", "-w", "4", "-q"),
+        "4 processes, quiet",
     )
 
     def prepare(self) -> None:

@@ -5,11 +5,12 @@ Owns their way in. Never loads Django before `prepare` does: the tool reads the 
 
 from .sql import SqlPeer
 
-PSYCOPG = "psycopg[binary]==3.3.9"
+PSYCOPG = "psycopg[binary,pool]==3.3.9"
 DJANGO = "Django==6.1.3"
 
 # Connections that stay open between tasks, where a worker asks Django to close old ones.
 PERSISTENT = {"CONN_MAX_AGE": None}
+POOLED = {"CONN_OPTIONS": {"pool": True}}
 
 
 class DjangoPeer(SqlPeer):

@@ -23,9 +23,11 @@ class Setting:
     processes: int = 1
     """How many workers of this command run at once."""
     interval: float = 0.2
-    """Seconds between two looks of an idle worker; calls whose latency is measured spread over them."""
+    """Seconds between two looks of an idle worker, over which measured calls are spread."""
     django: dict[str, Any] = field(default_factory=dict)
     """Django settings that differ."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Environment variables of its processes."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Peer:
         raise NotImplementedError
 
     def enqueue_many(self, count: int) -> None:
-        """Enqueue `count` calls by the peer's bulk API; raise NotImplementedError if it has none."""
+        """Enqueue `count` calls at once; raise NotImplementedError if the peer has no way."""
         raise NotImplementedError
 
     def watch(self, window: float, patience: float) -> Drained:

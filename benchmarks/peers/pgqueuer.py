@@ -4,6 +4,8 @@ Owns its adapter. Never tunes the default.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from . import body
@@ -14,8 +16,9 @@ from .sql import SqlPeer
 BULK = 10_000
 
 
-async def worker() -> Any:
-    """Return what `pgq run` runs, as its documentation shows it."""
+@asynccontextmanager
+async def worker() -> AsyncIterator[Any]:
+    """Yield what `pgq run` runs, as its documentation shows it."""
     import asyncpg
     from pgqueuer import PgQueuer
     from pgqueuer.db import AsyncpgDriver
@@ -26,20 +29,25 @@ async def worker() -> Any:
     async def noop(job: Any) -> None:
         body.noop(int(job.payload or 0))
 
-    return pgq
+    yield pgq
 
 
 class PgQueuer(SqlPeer):
     """Rows that are deleted when they end, and a log table that keeps when."""
 
     name = "pgqueuer"
-    requirements = ("pgqueuer==1.6.0", "asyncpg==0.32.0", "psycopg[binary]==3.3.9")
+    # Its command line does not start with typer 0.29.
+    requirements = ("pgqueuer==1.6.0", "asyncpg==0.32.0", "psycopg[binary]==3.3.9", "typer==0.28.0")
     tables = ("pgqueuer", "pgqueuer_log")
     ends = "SELECT created AS at FROM pgqueuer_log WHERE status = 'successful'"
     waiting = "SELECT FROM pgqueuer"
     clock = "timestamps of its log table; the rows are deleted"
     default = Setting(("pgq", "run", "peers.pgqueuer:worker"), "as documented, async entrypoint")
-    best = Setting((*default.command, "--batch-size", "500"), "batches of 500, async entrypoint")
+    best = Setting(
+        (*default.command, "--batch-size", "500", "--log-level", "WARNING"),
+        "2 workers with batches of 500, async entrypoint",
+        processes=2,
+    )
 
     def prepare(self) -> None:
         import asyncpg

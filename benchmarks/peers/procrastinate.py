@@ -3,6 +3,9 @@
 Owns its adapter. Never tunes the default.
 """
 
+import os
+from typing import Any
+
 from . import body
 from .peer import URL, Setting
 from .sql import SqlPeer
@@ -23,6 +26,10 @@ if URL:
         body.noop(number)
 
 
+# Which of the two is enqueued.
+ASYNC = "BENCH_ASYNC" in os.environ
+
+
 class Procrastinate(SqlPeer):
     """Jobs, with an event row for each change of their state, written by triggers."""
 
@@ -34,8 +41,16 @@ class Procrastinate(SqlPeer):
     clock = "timestamps of its events"
     default = Setting(("procrastinate", "--app=peers.procrastinate.app", "worker"), "as documented")
     best = Setting(
-        (*default.command, "--concurrency", "20"), "20 jobs at once; a sync function, in threads"
+        (*default.command, "--concurrency", "5"),
+        "2 workers with 5 jobs at once; a coroutine function",
+        processes=2,
+        variables={"BENCH_ASYNC": "1"},
     )
+
+    @property
+    def task(self) -> Any:
+        """Return the task that is enqueued."""
+        return noop_async if ASYNC else noop
 
     def prepare(self) -> None:
         app.open()
@@ -45,10 +60,10 @@ class Procrastinate(SqlPeer):
         self.enqueue_many(count)
 
     def enqueue(self, number: int = 0) -> None:
-        noop.defer(number=number)
+        self.task.defer(number=number)
 
     def enqueue_many(self, count: int) -> None:
-        noop.batch_defer(*[{}] * count)
+        self.task.batch_defer(*[{}] * count)
 
 
 PEER = Procrastinate()

@@ -40,6 +40,7 @@ class RedisPeer(Peer):
         self.clear()
 
     def fill(self, count: int) -> None:
+        self.message()  # The first one may go through the queue.
         self.filled = count
         for start in range(0, count, PIPELINE):
             messages = [self.message() for _ in range(min(PIPELINE, count - start))]

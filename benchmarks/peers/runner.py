@@ -6,12 +6,14 @@ become. Never runs a peer's code in this process.
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from .. import chart
@@ -29,6 +31,15 @@ PATIENCE = 30.0
 WITNESSES, WITNESS_SECONDS = 20, 8.0
 # Seconds of enqueueing one by one, and calls enqueued at once, in one run.
 ONE_BY_ONE_SECONDS, BULK = 1.5, 20_000
+# Looks of an idle worker that the calls of the latency measure spread over, at least.
+LEAST_CALLS = 10
+
+
+# What `--save` replaces in RESULTS.md, and the words around the table there.
+MARKS = ("<!-- peers -->", "<!-- /peers -->")
+PICTURE = "![No-op tasks drained per second, default and best of each queue](drain.svg)"
+HEAD = ("| what | median | range | of dbtasks |", "|---|---|---|---|")
+HOW = "How the workers were started, and where the rates of their drains come from:"
 
 
 @dataclass
@@ -67,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("comparison with other queues")
     group.add_argument(
         "--against",
+        type=peer_names,
         nargs="+",
         action="extend",
         default=[],
@@ -80,6 +92,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--window", type=float, default=10.0, help="seconds a drain is watched")
     group.add_argument("--redis", default="redis://127.0.0.1:6379/15", help="for Celery and huey")
     group.add_argument("--save", action="store_true", help="write results.json and drain.svg")
+
+
+def peer_names(text: str) -> str:
+    """Return the text if it names peers, or say which there are."""
+    try:
+        chosen([text])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def numbers(text: str) -> list[int]:
@@ -177,7 +198,6 @@ class Bench:
         believed = False
         for count in self.options.backlog:
             with self.filled(self.row("drain", f"backlog {count:,}", "tasks/s")) as row:
-                row.note = f"{self.setting.why}; {self.peer.clock}"
                 if not believed:
                     self.witness()
                     believed = True
@@ -190,9 +210,7 @@ class Bench:
         """Return the rate of one window."""
         self.home.ask("fill", count=count)
         with self.home.worker():
-            tasks, seconds = self.home.ask(
-                "watch", window=self.options.window, patience=PATIENCE
-            )
+            tasks, seconds = self.home.ask("watch", window=self.options.window, patience=PATIENCE)
         if not tasks or not seconds:
             raise Failure("the window is too short, or the backlog too small, for a rate")
         return float(tasks / seconds)
@@ -230,11 +248,9 @@ class Bench:
         with self.filled(self.row("latency", "", "ms")) as row:
             self.home.ask("clear")
             with self.home.worker(tell=True):
-                waits = self.home.ask(
-                    "latency",
-                    seconds=2 * self.options.window,
-                    interval=self.setting.interval,
-                )
+                interval = self.setting.interval
+                seconds = max(2 * self.options.window, LEAST_CALLS * interval)
+                waits = self.home.ask("latency", seconds=seconds, interval=interval)
         if row.reason:
             yield row
             return
@@ -250,21 +266,30 @@ def quantile(values: list[float], percent: int) -> float:
     return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]
 
 
-def compare(
-    options: argparse.Namespace, measures: list[str], report: Callable[..., None], machine: str
-) -> None:
+def compare(options: argparse.Namespace, measures: list[str], machine: str) -> None:
     """Measure the peers named by the options, and print a row of the table for each figure."""
+    # SIGTERM ends workers and drops databases as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     comparison = Comparison(options, measures)
+    lines = []
     for row in comparison.run():
-        if row.reason:
-            print(f"| {row.what} | not measured | {cell(row.reason)} | |", flush=True)
-        else:
-            report(row.what, row.values, row.unit, comparison.reference(row))
-    print("\nHow the workers were started, and where the rates of the drains come from:\n")
-    for line in legend(comparison.rows):
-        print(line)
+        lines.append(line(row, comparison.reference(row)))
+        print(lines[-1], flush=True)
+    notes = [HOW, "", *legend(comparison.rows)]
+    print("", *notes, sep="\n")
     if options.save:
-        save(comparison.rows, machine)
+        save(comparison.rows, machine, [*HEAD, *lines, "", *notes])
+
+
+def line(row: Row, reference: list[float] | None) -> str:
+    """Return the row as Markdown, with its ratio to `reference`."""
+    if row.reason:
+        return f"| {row.what} | not measured | {cell(row.reason)} | |"
+    show = "{:,.0f}" if row.median >= 100 else "{:.2f}"
+    bounds = f"{show.format(min(row.values))}-{show.format(max(row.values))}"
+    bounds = row.note if len(row.values) == 1 and row.note else bounds
+    ratio = f"{row.median / statistics.median(reference):.3g}" if reference else ""
+    return f"| {row.what} | {show.format(row.median)} {row.unit} | {bounds} | {ratio} |"
 
 
 def cell(text: str) -> str:
@@ -278,11 +303,20 @@ def legend(rows: list[Row]) -> Iterator[str]:
         peer = load(name)
         setting: Setting = getattr(peer, setting_name)
         times = f"{setting.processes} × " if setting.processes > 1 else ""
-        yield f"- {name}, {setting_name}: {times}`{' '.join(setting.command)}`; {setting.why}; {peer.clock}"
+        command = f"{times}`{' '.join(setting.command)}`"
+        yield f"- {name}, {setting_name}: {command}; {setting.why}; {peer.clock}"
 
 
-def save(rows: list[Row], machine: str) -> None:
-    """Write the rows, and the chart that is drawn from them, beside this package."""
+def save(rows: list[Row], machine: str, lines: list[str]) -> None:
+    """Write the figures, the chart, and the part of RESULTS.md between our two marks."""
     figures = {"machine": machine, "rows": [asdict(row) for row in rows]}
     (FOLDER / "results.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
-    (FOLDER / "drain.svg").write_text(chart.drain(figures))
+    picture = [PICTURE, ""] if any(row.measure == "drain" for row in rows) else []
+    if picture:
+        (FOLDER / "drain.svg").write_text(chart.drain(figures))
+    results = FOLDER / "RESULTS.md"
+    before, _, rest = results.read_text().partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    today = f"{datetime.now(tz=UTC):%Y-%m-%d}"
+    part = [MARKS[0], f"{machine} ({today})", "", *picture, *lines, MARKS[1]]
+    results.write_text(before + "\n".join(part) + after)
