@@ -129,7 +129,7 @@ class ChartTests(SimpleTestCase):
         said = " ".join(svg.itertext())
         for at, name in enumerate(["dbtasks", *PEERS], start=1):
             self.assertIn(f"{name}: default {at * 10:,.0f}, best {at * 1000:,.0f}", said)
-        self.assertEqual(2 * (len(PEERS) + 1), len(list(svg.iter("{*}rect"))))
+        self.assertEqual(2 * (len(PEERS) + 1), len(list(svg.findall(".//{*}rect"))))
         self.assertEqual("img", svg.get("role"))
 
     def test_longer_bars_are_faster(self):
@@ -137,7 +137,7 @@ class ChartTests(SimpleTestCase):
         svg = self.svg(row("a", "default", 10.0), row("a", "best", 100.0), row("b", "best", 1000.0))
 
         best_b, best_a, default_a = sorted(
-            (float(bar.get("width")) for bar in svg.iter("{*}rect")), reverse=True
+            (float(bar.get("width")) for bar in svg.findall(".//{*}rect")), reverse=True
         )[:3]
         self.assertAlmostEqual(best_b - best_a, best_a - default_a, delta=0.2)
 
