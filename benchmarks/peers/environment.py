@@ -173,15 +173,19 @@ class Home:
         try:
             for _ in range(self.setting.processes):
                 running.append(self.start_worker(environment))
-            yield
-            if dead := [worker for worker in running if worker.poll() is not None]:
-                raise Failure(f"worker ended ({dead[0].returncode}): {self.last_words()}")
-        except Failure as failure:
-            if any(worker.poll() is not None for worker in running):
-                raise Failure(f"{failure}; worker ended: {self.last_words()}") from failure
-            raise
+            try:
+                yield
+            except Failure as failure:
+                raise Failure(f"{failure}{self.ended(running, '; ')}") from failure
+            if ended := self.ended(running):
+                raise Failure(ended)
         finally:
             self.stop(*running)
+
+    def ended(self, running: "list[subprocess.Popen[bytes]]", before: str = "") -> str:
+        """Return the code and last words of a worker that ended by itself, or nothing."""
+        codes = [worker.poll() for worker in running if worker.poll() is not None]
+        return f"{before}worker ended ({codes[0]}): {self.last_words()}" if codes else ""
 
     def start_worker(self, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
         """Start one worker."""

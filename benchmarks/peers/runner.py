@@ -39,7 +39,10 @@ LEAST_CALLS = 10
 MARKS = ("<!-- peers -->", "<!-- /peers -->")
 PICTURE = "![No-op tasks drained per second, default and best of each queue](drain.svg)"
 HEAD = ("| what | median | range | of dbtasks |", "|---|---|---|---|")
-HOW = "How the workers were started, and where the rates of their drains come from:"
+HOW = (
+    "The reference of these rows is dbtasks at the same setting. How the workers were started, and "
+    "where the rates of their drains come from:"
+)
 
 
 @dataclass
@@ -90,7 +93,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backlog", type=numbers, default=[20_000], help="rows to drain, as 20000,200000"
     )
     group.add_argument("--window", type=float, default=10.0, help="seconds a drain is watched")
-    group.add_argument("--redis", default="redis://127.0.0.1:6379/15", help="for Celery and huey")
+    group.add_argument(
+        "--redis",
+        default="redis://127.0.0.1:6379/15",
+        help="for Celery and huey, whose keys in this database are deleted",
+    )
     group.add_argument("--save", action="store_true", help="write results.json and drain.svg")
 
 
