@@ -1,6 +1,7 @@
 """Measure dbtasks on one database, beside references of the same run.
 
     uv run benchmarks/run.py [drain] [enqueue] [latency] [--database URL] [--tasks N] [--runs N]
+                             [--against PEER … [--backlog N,N] [--window S] [--redis URL] [--save]]
 
 Prints a Markdown table: the median of the runs, their range, and the ratio to the reference.
 Rates of a drain are taken from the database's timestamps, with signals on and rows kept.
@@ -24,11 +25,14 @@ sys.path.insert(0, str(ROOT))
 
 def main() -> None:
     """Measure what the command line asks for."""
+    from benchmarks.peers import runner as compare
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", metavar="drain|enqueue|latency")
     parser.add_argument("--database", default=f"sqlite:///{ROOT / 'benchmark.sqlite3'}")
     parser.add_argument("--tasks", type=int, default=20_000)
     parser.add_argument("--runs", type=int, default=3)
+    compare.add_arguments(parser)
     options = parser.parse_args()
     os.environ |= {
         "DBTASKS_DATABASE": options.database,
@@ -42,6 +46,8 @@ def main() -> None:
     print(f"{machine()}\n\n| what | median | range | of the reference |\n|---|---|---|---|")
     for name in options.what or measures:
         measures[name](options.tasks, options.runs)
+    if options.against:
+        compare.compare(options, options.what or list(measures), machine())
 
 
 def prepare() -> None:
