@@ -1,6 +1,7 @@
 """Measure dbtasks on one database, beside references of the same run.
 
-    uv run benchmarks/run.py [drain] [enqueue] [latency] [--database URL] [--tasks N] [--runs N]
+    uv run benchmarks/run.py [drain] [enqueue] [latency] [idle] [memory] [depth] [async] [threads]
+                             [processes] [--database URL] [--tasks N] [--runs N]
                              [--against PEER … [--backlog N,N] [--window S] [--redis URL] [--save]]
 
 Prints a Markdown table: the median of the runs, their range, and the ratio to the reference.
@@ -10,9 +11,10 @@ Rates of a drain are taken from the database's timestamps, with signals on and r
 import argparse
 import os
 import platform
+import random
 import statistics
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -22,13 +24,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import load, raw, rows  # noqa: E402
+from benchmarks.peers import runner as compare  # noqa: E402
+
 
 def main() -> None:
     """Measure what the command line asks for."""
-    from benchmarks.peers import runner as compare
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", metavar="drain|enqueue|latency")
+    parser.add_argument("what", nargs="*", metavar="|".join(MEASURES | load.MEASURES))
     parser.add_argument("--database", default=f"sqlite:///{ROOT / 'benchmark.sqlite3'}")
     parser.add_argument("--tasks", type=int, default=20_000)
     parser.add_argument("--runs", type=int, default=3)
@@ -39,15 +42,19 @@ def main() -> None:
         "DBTASKS_DEBUG": "0",
         "DJANGO_SETTINGS_MODULE": "demo.settings",
     }
-    measures = {"drain": drain, "enqueue": enqueue, "latency": latency}
-    if unknown := set(options.what) - measures.keys():
-        parser.error(f"unknown measure {min(unknown)!r}; choose from {', '.join(measures)}")
+    known = MEASURES | load.MEASURES
+    if unknown := set(options.what) - known.keys():
+        parser.error(f"unknown measure {min(unknown)!r}; choose from {', '.join(known)}")
     prepare()
     print(f"{machine()}\n\n| what | median | range | of the reference |\n|---|---|---|---|")
-    for name in options.what or measures:
-        measures[name](options.tasks, options.runs)
+    for name in options.what or MEASURES:
+        if name in MEASURES:
+            MEASURES[name](options.tasks, options.runs)
+        else:
+            for row in load.MEASURES[name](options.tasks, options.runs):
+                report(*row)
     if options.against:
-        compare.compare(options, options.what or list(measures), machine())
+        compare.compare(options, options.what or list(MEASURES), machine())
 
 
 def prepare() -> None:
@@ -93,37 +100,9 @@ def drain(count: int, runs: int) -> None:
     report(f"raw SQL: claim + finish, batches of 500, {count:,} rows", raw, "rows/s")
     rates = []
     for _ in range(runs):
-        fill(count)
-        command = [sys.executable, "manage.py", "taskrunner", "--drain", "-v", "0"]
-        subprocess.run(command, cwd=ROOT, check=True)
-        rates.append(count / span())
+        rows.fill(count)
+        rates.append(count / load.drained())
     report(f"taskrunner --drain, no flags, {count:,} no-op tasks", rates, "tasks/s", raw)
-
-
-def clear() -> None:
-    """Delete all rows."""
-    from dbtasks.models import ScheduledTask
-
-    ScheduledTask.objects.all()._raw_delete("default")
-
-
-def fill(count: int) -> None:
-    """Write a backlog, and no other row."""
-    from benchmarks.tasks import noop
-
-    clear()
-    noop.enqueue_many([((), {})] * count)
-
-
-def span() -> float:
-    """Return the seconds from the first start to the last end."""
-    from django.db.models import Max, Min
-
-    from dbtasks.models import ScheduledTask
-
-    rows = ScheduledTask.objects.successful()
-    found = rows.aggregate(first=Min("started_at"), last=Max("finished_at"))
-    return (found["last"] - found["first"]).total_seconds()
 
 
 def raw_sql(count: int) -> float:
@@ -134,7 +113,7 @@ def raw_sql(count: int) -> float:
     from dbtasks.models import TABLE
     from dbtasks.store.rows import Change
 
-    fill(count)
+    rows.fill(count)
     sql = store._SQL[connection.vendor]
     began = time.perf_counter()
     verb = store._CLAIM.format(now=sql.now(connection), hold="")
@@ -174,14 +153,14 @@ def enqueue(count: int, runs: int) -> None:
             lambda: noop.enqueue_many([((), {})] * count),
         ),
     }
-    for name, (rows, reference, ours) in pairs.items():
+    for name, (number, reference, ours) in pairs.items():
         rates: dict[str, list[float]] = {"orm": [], "ours": []}
         for _ in range(runs):
             for key, work in (("orm", reference), ("ours", ours)):
-                clear()
+                rows.clear()
                 began = time.perf_counter()
                 work()
-                rates[key].append(rows / (time.perf_counter() - began))
+                rates[key].append(number / (time.perf_counter() - began))
         report(f"ORM: {name.split('; ')[1]}", rates["orm"], "rows/s")
         report(name.split("; ")[0], rates["ours"], "rows/s", rates["orm"])
 
@@ -210,32 +189,51 @@ def values() -> dict[str, Any]:
 
 
 def latency(count: int, runs: int) -> None:
-    """From enqueue() to the first line of the task, on an idle runner of another process."""
+    """From enqueue() to the first line of the task: by an idle runner elsewhere, and in here."""
+    from django.db import connection
+
+    from dbtasks.runner import Runner
+
+    samples = 50 * runs
+    reference = raw.pick_up(samples) if connection.vendor == "postgresql" else None
+    if reference:
+        report_waits("raw INSERT, NOTIFY and claim between two idle processes", reference)
+    with load.runner():
+        report_waits("pick-up by an idle runner", pick_ups(samples), reference)
+    runner = Runner(1)
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    runner.ready.wait()
+    report_waits("pick-up in the same process", pick_ups(samples))
+    runner.stop()
+    thread.join()
+    rows.clear()
+
+
+def pick_ups(samples: int) -> list[float]:
+    """Return the milliseconds from each enqueue() to the start, with a pause after each."""
     from benchmarks.tasks import noop
     from dbtasks.models import ScheduledTask
 
-    clear()
-    command = [sys.executable, "manage.py", "taskrunner", "-v", "0"]
-    runner = subprocess.Popen(command, cwd=ROOT)
-    try:
-        noop.enqueue().wait(30)
-        waits = []
-        for _ in range(20 * runs):
-            result = noop.enqueue().wait(30)
-            waits.append((result.started_at - result.enqueued_at) / timedelta(milliseconds=1))
-            time.sleep(0.05)
-    finally:
-        runner.terminate()
-        runner.wait()
-    report("pick-up by an idle runner, p50", quantile(waits, 50), "ms")
-    report("pick-up by an idle runner, p99", quantile(waits, 99), "ms")
-    ScheduledTask.objects.all()._raw_delete("default")
+    rows.clear()
+    noop.enqueue().wait(30)
+    for _ in range(samples):
+        time.sleep(random.uniform(0.05, 0.35))
+        noop.enqueue()
+    load.until_empty()
+    found = ScheduledTask.objects.order_by("id").values_list("enqueued_at", "started_at")
+    return [(started - enqueued) / timedelta(milliseconds=1) for enqueued, started in found[1:]]
 
 
-def quantile(values: list[float], percent: int) -> list[float]:
-    """Return that percentile, as a list of one."""
-    return [sorted(values)[min(len(values) - 1, len(values) * percent // 100)]]
+def report_waits(what: str, waits: list[float], reference: list[float] | None = None) -> None:
+    """Print a row each for the median and the 99th percentile."""
+    for place, name in enumerate(("p50", "p99")):
+        against = [load.quantiles(reference)[place]] if reference else None
+        report(f"{what}, {name}", [load.quantiles(waits)[place]], "ms", against)
 
+
+# What is measured when nothing is named.
+MEASURES = {"drain": drain, "enqueue": enqueue, "latency": latency}
 
 if __name__ == "__main__":
     main()
