@@ -39,6 +39,9 @@ def is_transient(error: Exception) -> bool:
 
 def insert(connection: Any, rows: Sequence[NewTask]) -> None:
     """Insert the rows, in one statement; those with a run_after to come are held."""
+    if len(rows) == 1:
+        _insert_one(connection, rows[0])
+        return
     names, source, params = _source(rows, _NEW_TYPES)
     with connection.cursor() as cursor:
         cursor.execute(
@@ -46,6 +49,18 @@ def insert(connection: Any, rows: Sequence[NewTask]) -> None:
             f"INSERT INTO {TABLE} ({names}, status, hold) SELECT v.*, 'READY', "
             "CASE WHEN run_after > STATEMENT_TIMESTAMP() THEN 'scheduled' ELSE '' END FROM v",
             params,
+        )
+
+
+def _insert_one(connection: Any, row: NewTask) -> None:
+    # Planned in two thirds of the time that arrays take.
+    marks = ", ".join(["%s"] * len(row))
+    hold = "CASE WHEN %s::timestamptz > STATEMENT_TIMESTAMP() THEN 'scheduled' ELSE '' END"
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {TABLE} ({', '.join(row._fields)}, status, hold) "
+            f"VALUES ({marks}, 'READY', {hold})",
+            [*row, row.run_after],
         )
 
 
@@ -65,28 +80,34 @@ def look(connection: Any, sql: str, params: Sequence[Any]) -> Any:
 
 
 def _statement(change: Change, returning: str) -> tuple[str, list[Any]]:
-    # A row that another transaction holds is passed over. The CTEs are materialised, or a nested
-    # loop might run a locking scan again and lock more than the limit. `= ANY(ARRAY(…))` keeps
-    # the change on the primary key: a join would read the whole table.
+    # A row that another transaction holds is passed over. `= ANY(ARRAY(…))` keeps the change on
+    # the primary key, where a join would read the whole table, and is evaluated once, where a
+    # nested loop might run a locking scan again and lock more than the limit.
     locks = [_lock(change, pick, n) for n, pick in enumerate(change.picks)]
-    locked = ", ".join(f"q{n} AS MATERIALIZED ({lock})" for n, lock in enumerate(locks))
-    # Each pick reads its own index in order; only their heads are merged.
-    chosen = " UNION ALL ".join(f"SELECT id, {change.column} FROM q{n}" for n in range(len(locks)))
-    if len(locks) > 1 and not change.in_turn:
-        chosen = f"SELECT * FROM ({chosen}) q ORDER BY {change.order} LIMIT {change.limit:d}"
     params = [value for pick in change.picks for value in pick.params]
+    if len(locks) == 1:
+        sql = f"{change.verb} WHERE id = ANY(ARRAY({locks[0]})) {returning}"
+        return sql, [*change.params, *params]
+    # Each pick reads its own index in order; only their heads are merged.
+    locked = ", ".join(f"q{n} AS MATERIALIZED ({lock})" for n, lock in enumerate(locks))
+    chosen = " UNION ALL ".join(f"SELECT id, {change.column} FROM q{n}" for n in range(len(locks)))
+    if not change.in_turn:
+        chosen = f"SELECT * FROM ({chosen}) q ORDER BY {change.order} LIMIT {change.limit:d}"
     ids = f"ARRAY(SELECT id FROM ({chosen}) chosen)"
-    sql = f"WITH {locked} {change.verb} WHERE id = ANY({ids}) {returning}"
-    return sql, [*params, *change.params]
+    return f"WITH {locked} {change.verb} WHERE id = ANY({ids}) {returning}", [
+        *params,
+        *change.params,
+    ]
 
 
 def _lock(change: Change, pick: Pick, place: int) -> str:
     limit = str(change.limit)
+    columns = "id" if len(change.picks) == 1 else f"id, {change.column}"
     if change.in_turn:
         # What the picks before it have left: a row that is locked and not claimed costs as much.
         limit += "".join(f" - (SELECT count(*) FROM q{n})" for n in range(place))
     return (
-        f"SELECT id, {change.column} FROM {TABLE} WHERE {pick.where} "
+        f"SELECT {columns} FROM {TABLE} WHERE {pick.where} "
         f"ORDER BY {change.order} LIMIT {limit} FOR NO KEY UPDATE SKIP LOCKED"
     )
 
