@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -159,6 +160,8 @@ class Supervisor:
         self._alive: list[Child] = []
         self._codes: list[int] = []
         self._received: list[int] = []
+        # The last workers that have gone: all processes may die before one of them was told.
+        self._gone: deque[str] = deque(maxlen=2 * count)
         # When those that still run are killed, on the monotonic clock; None before the first stop.
         self._deadline: float | None = None
         self._refusal = ""
@@ -214,10 +217,9 @@ class Supervisor:
     def _hear(self, child: Child) -> None:
         for what, *words in child.hear():
             if what == "ready":
-                before, child.worker_id, child.is_ready = child.worker_id, words[0], True
-                if before:
-                    # All the others may have died with it.
-                    child.tell("gone", before)
+                child.worker_id, child.is_ready = words[0], True
+                for worker_id in self._gone:
+                    child.tell("gone", worker_id)
             elif what == "failed":
                 child.why = words[0]
             else:
@@ -250,9 +252,11 @@ class Supervisor:
             self._hear(child)
         if not child.is_silent:  # a process that some task has forked has the other end as well
             self._hang_up(child)
-        for other in self._alive:
-            if other.is_ready:
-                other.tell("gone", child.worker_id)
+        if child.is_ready:
+            self._gone.append(child.worker_id)
+            for other in self._alive:
+                if other.is_ready:
+                    other.tell("gone", child.worker_id)
         if not (self._is_stopping or (self._ends and child.is_done and code != REPLACE)):
             self._replace(child, code)
         elif child.is_ready:

@@ -2,11 +2,11 @@
 
 import os
 
-from dbtasks.supervisor import ENVIRONMENT
-from tests.settings import *  # noqa: F403
-from tests.settings import TASKS
+from tests import settings
 
-if ENVIRONMENT in os.environ:
+globals().update({name: getattr(settings, name) for name in dir(settings) if name.isupper()})
+
+if "DBTASKS_SUPERVISED" in os.environ:
     if os.environ["TEST_WRONG"] == "exit":
         os._exit(2)
-    TASKS["default"]["OPTIONS"]["immediate"] = True
+    settings.TASKS["default"]["OPTIONS"]["immediate"] = True
