@@ -167,14 +167,17 @@ class Supervisor:
         self._refusal = ""
         self._selector = selectors.DefaultSelector()
 
-    def run(self) -> int:
-        """Return the exit code once all processes have ended for good.
+    def run(self, banner: str) -> int:
+        """Say the banner, run the processes, and return the exit code once all have ended for good.
 
         Raise RunnerError if one of them cannot start, when the others have stopped.
         """
         stops = stop_signals()
         with self._selector, _signal_pipe([signal.SIGCHLD, *stops]) as pipe:
             self._selector.register(pipe, selectors.EVENT_READ, partial(self._take, pipe, stops))
+            self._say(
+                banner, event="supervisor.started", pid=os.getpid(), processes=len(self._children)
+            )
             while self._alive or self._waiting():
                 self._start_due()
                 for key, _ in self._selector.select(self._patience()):

@@ -94,7 +94,7 @@ class LivesTests(SimpleTestCase):
             grace=1.0,
             ends=ends,
             say=lambda text, **fields: self.said.append({"text": text, **fields}),
-        ).run()
+        ).run("The banner")
 
     def lives(self, number: int = 1) -> int:
         path = Path(self.folder, str(number))
@@ -108,7 +108,7 @@ class LivesTests(SimpleTestCase):
         code = self.supervise('tell("ready", "w"); tell("done"); sys.exit(3 * (number - 1))', 2)
 
         self.assertEqual((3, 1, 1), (code, self.lives(1), self.lives(2)))
-        self.assertEqual([], self.said)
+        self.assertEqual(["The banner"], [said["text"] for said in self.said])
 
     def test_who_dies_is_replaced_after_a_growing_pause(self):
         """At once, then after a second; an exit code alone is no goodbye."""
@@ -120,8 +120,8 @@ class LivesTests(SimpleTestCase):
         )
 
         self.assertEqual((0, 3, [0, 1]), (code, self.lives(), self.pauses()))
-        self.assertIn("died with exit code 0; another starts now.", self.said[0]["text"])
-        self.assertIn("was killed by SIGKILL; another starts in 1.0 s.", self.said[1]["text"])
+        self.assertIn("died with exit code 0; another starts now.", self.said[1]["text"])
+        self.assertIn("was killed by SIGKILL; another starts in 1.0 s.", self.said[2]["text"])
 
     def test_who_asks_to_be_replaced_is(self):
         """As often as it asks, at once, even where runners end by themselves."""
@@ -159,7 +159,7 @@ class LivesTests(SimpleTestCase):
         )
 
         self.assertEqual((0, 3, [0, 1]), (code, self.lives(), self.pauses()))
-        self.assertIn("could not start: It is away; another", self.said[1]["text"])
+        self.assertIn("could not start: It is away; another", self.said[2]["text"])
 
     def test_the_others_and_the_next_are_told_who_is_gone(self):
         """They give back what it held, without waiting for its beat."""

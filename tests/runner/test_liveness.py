@@ -134,6 +134,14 @@ class HeartTests(TransactionTestCase):
 
         self.assertEqual("lost", self.watch(1))
 
+    def test_a_worker_that_is_missed_is_given_up_at_once(self):
+        """Whoever started its process knows that it has ended."""
+        register("other")
+        self.assertEqual("live", self.watch(0))
+        self.heart.miss("other")
+
+        self.assertEqual("lost", self.watch(0))
+
     def test_a_heart_that_cannot_beat_is_not_trusted(self):
         """The runner stops starting tasks before others can give it up."""
         self.heart._beat()

@@ -168,11 +168,11 @@ def _supervise(count: int, runner: Runner, report: Report, text: str, called: bo
             "--processes starts its command line once more for each process, and call_command() "
             "has none. Run 'manage.py taskrunner --processes N', or leave it out."
         )
-    report.say(text, event="supervisor.started", pid=os.getpid(), processes=count)
     # Processes live long, and this one needs the database no more.
     cli.disconnect()
     ends = runner.drain or runner.max_tasks is not None
-    return Supervisor(count, command_line(), grace=runner.grace, ends=ends, say=report.say).run()
+    supervisor = Supervisor(count, command_line(), grace=runner.grace, ends=ends, say=report.say)
+    return supervisor.run(text)
 
 
 def _runner(report: Report, options: dict[str, Any], leash: Leash | None) -> Runner:
