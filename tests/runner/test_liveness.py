@@ -40,6 +40,19 @@ class KilledTests(ProcessTestCase):
         self.assertEqual(2, result.attempts)
         self.assertEqual("dbtasks.exceptions.WorkerLost", result.errors[0].exception_class_path)
 
+    def test_a_drain_includes_what_a_killed_runner_held(self):
+        """It looks for lost runners before it finds the queue empty."""
+        result = wait_for_file.enqueue(str(self.folder))
+        killed = self.runner()
+        wait_until((self.folder / "started").exists, "The task")
+        killed.kill()
+        (self.folder / "go").touch()
+        child = self.start("taskrunner", "--drain", "-w", 1)
+
+        self.assertEqual(0, child.end(), child.stderr)
+        result.refresh()
+        self.assertEqual("SUCCESSFUL", result.status)
+
     def test_a_frozen_runner_is_given_up_and_fenced_off(self):
         """Its tasks go to another; when it wakes, its outcome is dropped and it joins anew."""
         result = wait_for_file.enqueue(str(self.folder))
