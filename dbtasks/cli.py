@@ -27,8 +27,9 @@ from .report import Report, one_line, plural, span
 from .runner import Runner
 from .schedule import Duration
 
-# Exit codes, beside 1 (could not start), 2 (wrong flag) and 128 + n (second signal n).
-TASK_FAILED, ABANDONED = 3, 5
+# Exit codes, beside 1 (could not start), 2 (wrong flag) and 128 + n (second signal n). With REPLACE
+# a runner that can do little more asks its supervisor, whichever that is, for another in its place.
+TASK_FAILED, ABANDONED, REPLACE = 3, 5, 6
 
 
 # Flags
@@ -139,6 +140,14 @@ def check_database(db: str) -> None:
         ) from error
 
 
+def disconnect() -> None:
+    """Close every connection of this thread, and the pools behind them."""
+    for connection in connections.all(initialized_only=True):
+        connection.close()
+        if close_pool := getattr(connection, "close_pool", None):
+            close_pool()
+
+
 def small_pool(db: str, threads: int) -> str | None:
     """Return a sentence if the connection pool cannot serve so many threads; else None."""
     return next((f"{warning.msg} {warning.hint}" for warning in check_pool(db, threads)), None)
@@ -167,11 +176,8 @@ class Signals:
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         self._fd_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-        wanted = [signal.SIGTERM, signal.SIGINT]
-        # nohup asks to be left alone.
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            wanted.append(signal.SIGHUP)
-        self._before = {number: signal.signal(number, _noted) for number in wanted}
+        wanted = stop_signals()
+        self._before = {number: signal.signal(number, noted) for number in wanted}
         threading.Thread(target=self._listen, name="dbtasks-signals", daemon=True).start()
         # Whoever started us may have held them back until we can take them.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
@@ -195,7 +201,7 @@ class Signals:
         finally:
             os.close(reading)
 
-    def _take(self, number: int) -> None:
+    def _take(self, number: int, why: str | None = None) -> None:
         self.received.append(number)
         name = signal.Signals(number).name
         if len(self.received) > 2:
@@ -206,7 +212,7 @@ class Signals:
             text = self._first()
         else:
             text = "leaving now; running tasks are given back, to be started again."
-        self._report.say(f"{name}: {text}", event="runner.stopping", signal=name)
+        self._report.say(f"{why or name}: {text}", event="runner.stopping", signal=name)
 
     def _first(self) -> str:
         if not (running := self._runner.running):
@@ -217,16 +223,30 @@ class Signals:
         )
 
 
-def _noted(number: int, frame: Any) -> None:
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that ask this process to stop."""
+    wanted = [signal.SIGTERM, signal.SIGINT]
+    # nohup asks to be left alone.
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        wanted.append(signal.SIGHUP)
+    return wanted
+
+
+def noted(number: int, frame: Any) -> None:
     """Do nothing: the pipe has the signal already."""
 
 
 # The run
 
 
-def run(runner: Runner, report: Report, banner: str) -> int:
+def run(
+    runner: Runner,
+    report: Report,
+    banner: str,
+    listen: Callable[[Runner, Report], Signals] = Signals,
+) -> int:
     """Run the runner until it ends or a signal ends it; return the exit code."""
-    with Signals(runner, report) as signals:
+    with listen(runner, report) as signals:
         report.start(runner, banner)
         try:
             runner.run()

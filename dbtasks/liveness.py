@@ -24,6 +24,8 @@ logger = logging.getLogger("dbtasks.runner")
 
 # Beats in the time after which a silent worker is given up: three may be lost.
 BEATS = 4
+# Seconds after which it looks again at a worker that is missed and still in the books.
+SOON = 0.5
 # Part of that time after which a runner that cannot beat starts nothing more.
 TRUST = 0.75
 
@@ -50,7 +52,11 @@ class Heart:
         self._retain, self._may_retry = retain, may_retry
         self.worker_id, self._backend = worker_id, backend
         self._lost, self._rescued = lost, rescued
-        self._stop = threading.Event()
+        self._stop, self._bell = threading.Event(), threading.Event()
+        # Workers whose process is known to have ended.
+        self._missed: set[str] = set()
+        # Whether what was lost before this runner began has been given back.
+        self.has_looked = False
         # Worker id to its last beat, and the seconds it has stood still since.
         self._seen: dict[str, tuple[int, float]] = {}
         self._watched_at = self._beat_at = clock()
@@ -66,23 +72,31 @@ class Heart:
         """Whether nobody can have given this worker up yet."""
         return clock() - self._beat_at < self._timeout * TRUST
 
+    def miss(self, worker_id: str) -> None:
+        """Give that worker up at once: its process has ended. Called from any thread."""
+        self._missed.add(worker_id)
+        self._bell.set()
+
     def stop(self, timeout: float) -> None:
         """End, waiting at most `timeout` seconds; the worker is still registered."""
         self._stop.set()
+        self._bell.set()
         self._thread.join(timeout)
 
     def _work(self) -> None:
         try:
             # At once: a process that was killed and started again finds its own rows.
-            wait = 0.0
-            while not self._stop.wait(wait):
+            while not self._stop.is_set():
                 try:
                     self._beat()
                     self._watch()
+                    self._tell_first_look()
                 except Exception as error:  # whatever the database raises; the beat goes on
                     logger.warning("The heart missed a beat: %s", error)
                     connections[self._db].close()
                 wait = self._timeout / BEATS * random.uniform(0.8, 1.0)
+                self._bell.wait(min(wait, SOON) if self._missed else wait)
+                self._bell.clear()
         finally:
             connections.close_all()
 
@@ -97,7 +111,7 @@ class Heart:
 
     def _watch(self) -> None:
         """Look at the other workers, and rescue the rows of those that are lost."""
-        now = clock()
+        now, missed = clock(), tuple(self._missed)
         # More than that between two looks was sleep, of this machine perhaps: nobody's silence.
         passed = min(now - self._watched_at, self._timeout / BEATS * 1.2)
         self._watched_at = now
@@ -106,12 +120,18 @@ class Heart:
             beat, silent = self._seen.get(other.worker_id, (None, 0.0))
             silent = silent + passed if beat == other.beat else 0.0
             seen[other.worker_id] = (other.beat, silent)
-            if (silent >= self._timeout or is_gone(other)) and workers.give_up(
-                self._db, other.worker_id, other.beat
-            ):
+            gone = silent >= self._timeout or other.worker_id in missed or is_gone(other)
+            if gone and workers.give_up(self._db, other.worker_id, other.beat):
                 logger.warning("Worker %s is lost; its tasks are given back", other.worker_id)
         self._seen = seen
+        # One that is still there has been given up just now, or has had a beat on its way.
+        self._missed.difference_update(set(missed) - seen.keys())
         self._rescue()
+
+    def _tell_first_look(self) -> None:
+        if not self.has_looked:
+            self.has_looked = True
+            self._rescued()
 
     def _rescue(self) -> None:
         while rows := workers.rescue(self._db, self._backend, self._retain, self._may_retry):

@@ -6,6 +6,7 @@ lose a line, but must not slow a task.
 
 import json
 import logging
+import os
 import re
 import shutil
 import sys
@@ -17,6 +18,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from queue import Empty, SimpleQueue
+from textwrap import indent
 from typing import Any
 
 import django
@@ -135,6 +137,11 @@ def _line(fields: dict[str, Any]) -> str:
     return text
 
 
+def _which(process: int | None) -> dict[str, int]:
+    """Return what tells a program which of several processes speaks."""
+    return {} if process is None else {"process": process}
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat()
 
@@ -147,11 +154,12 @@ def plural(count: int, noun: str) -> str:
 class Screen:
     """A stream of lines with, on a terminal, one line below them that is drawn over and over.
 
-    Any thread may write. A stream that is gone is no reason to stop working.
+    Any thread may write; `prefix` goes before each line. A stream that is gone is no reason to
+    stop working.
     """
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, stream: Any, prefix: str = "") -> None:
+        self._stream, self.prefix = stream, prefix
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
         self._lock = threading.RLock()
         self._bar = ""
@@ -169,8 +177,9 @@ class Screen:
 
     def write(self, text: str) -> int:
         """Write the text, whole lines of it, above the bar."""
+        shown = indent(text, self.prefix, bool) if self.prefix else text
         with self._lock:
-            self._put(f"{self._erase()}{text}{self._bar}")
+            self._put(f"{self._erase()}{shown}{self._bar}")
         return len(text)
 
     def line(self, text: str) -> None:
@@ -204,9 +213,9 @@ class Screen:
 class _Formatter(logging.Formatter):
     """One line a record, its traceback below; or one JSON object."""
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, as_json: bool, process: int | None) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
-        self._as_json = as_json
+        self._as_json, self._process = as_json, process
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -220,12 +229,15 @@ class _Formatter(logging.Formatter):
                 "logger": record.name,
                 "message": record.getMessage(),
                 "traceback": record.exc_text,
+                **_which(self._process),
             }
         )
 
 
 @contextmanager
-def log_output(screen: Screen, verbosity: int, as_json: bool = False) -> Iterator[None]:
+def log_output(
+    screen: Screen, verbosity: int, as_json: bool = False, process: int | None = None
+) -> Iterator[None]:
     """Show what the package logs, and keep the bar whole, where the project says nothing of it.
 
     Loggers are left as they were found.
@@ -235,7 +247,7 @@ def log_output(screen: Screen, verbosity: int, as_json: bool = False) -> Iterato
     handler: logging.Handler = logging.NullHandler()
     if verbosity:
         handler = logging.StreamHandler(screen)
-        handler.setFormatter(_Formatter(as_json))
+        handler.setFormatter(_Formatter(as_json, process))
     silent = not ours.handlers and not logging.getLogger().handlers
     if silent:
         ours.addHandler(handler)
@@ -272,13 +284,20 @@ class Report:
 
     Called with each settled batch, in the finisher's thread, it only counts and picks; formatting
     and writing happen in a thread of its own, so that a slow terminal slows no task. `out` takes
-    results, `err` what is said on the way.
+    results, `err` what is said on the way. `process` is this one's number if there are several.
     """
 
     def __init__(
-        self, out: Any, err: Screen, *, verbosity: int = 1, as_json: bool = False, style: Any = None
+        self,
+        out: Any,
+        err: Screen,
+        *,
+        verbosity: int = 1,
+        as_json: bool = False,
+        style: Any = None,
+        process: int | None = None,
     ) -> None:
-        self.out, self.err = Screen(out), err
+        self.out, self.err, self._process = Screen(out, err.prefix), err, process
         self._verbosity, self._as_json, self._style = verbosity, as_json, style
         # How attempts ended, by the status of their row. Written by the finisher's thread only.
         self.statuses: Counter[str] = Counter()
@@ -324,7 +343,9 @@ class Report:
         """Begin to tell, once the runner is ready; ``{worker_id}`` in the banner is its own."""
         self._runner, self._banner, self._began = runner, banner, time.monotonic()
         self._drains = runner.drain
-        self._shows_bar = runner.drain and not self._as_json and self.err.isatty()
+        # Several processes would draw over each other's.
+        draws = self._process is None and self.err.isatty()
+        self._shows_bar = runner.drain and not self._as_json and draws
         self._sum_at = self._began + SUM_INTERVAL
         self._progress_at = self._began + PROGRESS_INTERVAL
         self._open_window()
@@ -379,6 +400,8 @@ class Report:
         self.out.line(text)
 
     def _object(self, fields: dict[str, Any]) -> None:
+        if self._process is not None and self._runner is not None:
+            fields = {**fields, **_which(self._process), "worker_id": self._runner.worker_id}
         self.out.line(json.dumps(fields))
 
     # In the report's thread
@@ -525,8 +548,11 @@ def due_rows(backend: DatabaseBackend, queues: Sequence[str] | None) -> Any:
     return rows if queues is None else rows.filter(queue_name__in=queues)
 
 
-def banner(runner: Runner, backend: DatabaseBackend) -> str:
-    """Return what a runner says of itself before it starts, with ``{worker_id}`` left open."""
+def banner(runner: Runner, backend: DatabaseBackend, processes: int = 1) -> str:
+    """Return what a runner says of itself before it starts, with ``{worker_id}`` left open.
+
+    With several processes, what the one that supervises them says of all, with nothing left open.
+    """
     connection = connections[backend.database]
     queues = runner.queues or sorted(backend.queues)
     due = due_rows(backend, runner.queues)[: MANY + 1].count()
@@ -534,12 +560,16 @@ def banner(runner: Runner, backend: DatabaseBackend) -> str:
         f"dbtasks {_version()}, Django {django.__version__}, Python {sys.version.split()[0]}",
         f"Backend {backend.alias!r} in {connection.display_name} "
         f"{str(connection.settings_dict['NAME'])!r}, queues: {', '.join(queues) or 'all'}",
+        f"{f'{processes} processes of ' if processes > 1 else ''}"
         f"{plural(runner.workers, 'thread')}, looking every {span(runner.loop_delay)} at most, "
         f"{span(runner.grace)} of grace",
         f"{f'More than {MANY:,} tasks' if due > MANY else plural(due, 'task').capitalize()} due",
     ]
-    text = "\n".join(plain(line) for line in lines).replace("{", "{{").replace("}", "}}")
+    text = "\n".join(plain(line) for line in lines)
     how = "Drains the queue; stop" if runner.drain else "Stop"
+    if processes > 1:
+        return f"{text}\nSupervisor with pid {os.getpid()}. {how} with Ctrl-C."
+    text = text.replace("{", "{{").replace("}", "}}")
     return f"{text}\nWorker {{worker_id}}. {how} with Ctrl-C."
 
 

@@ -51,7 +51,8 @@ class Runner:
     `queues` limits it to those queues; `loop_delay` is the longest idle wait between two looks at
     the database, in seconds; `grace` is how long running tasks may take after stop(). With
     `drain` it stops when nothing is due or running, with `max_tasks` after so many tasks.
-    `report` is called with each settled batch, in the finisher's thread.
+    `report` is called with each settled batch, in the finisher's thread; `joined` with each worker
+    id that this runner takes, before it claims in that name.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Runner:
         drain: bool = False,
         max_tasks: int | None = None,
         report: Callable[[Sequence[Ended]], None] | None = None,
+        joined: Callable[[str], None] | None = None,
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers!r}.")
@@ -85,7 +87,7 @@ class Runner:
         self.ready, self.finished = threading.Event(), threading.Event()
         # How many attempts were settled, and failed, since run() began; how many were given up.
         self.done = self.failed = self.abandoned = 0
-        self._report = report
+        self._report, self._joined = report, joined
         self._stopping, self._aborting = threading.Event(), threading.Event()
         self._bell = threading.Event()
         # When to look at the queue next, and when work was last found, on the monotonic clock.
@@ -115,6 +117,10 @@ class Runner:
         if again:
             self._look_at = min(self._look_at, time.monotonic() + again)
         self._ring()
+
+    def miss(self, worker_id: str) -> None:
+        """Give back at once what that worker held: its process has ended. Once this is ready."""
+        self._heart.miss(worker_id)
 
     def glance(self) -> None:
         """Look whether there is work: something was written, by whomever."""
@@ -205,6 +211,7 @@ class Runner:
         self._maintenance = Maintenance(self._db, self.backend)
         wakeup.listen(self.backend, self)
         self._watcher = None if self.drain else wakeup.watch(self._db, self.backend, self)
+        self._tell_joined(self.worker_id)
         self.ready.set()
 
     def _loop(self) -> None:
@@ -264,8 +271,13 @@ class Runner:
         assert self._pool is not None
         worker_id = make_worker_id(self.name)
         workers.register(self._db, worker_id, self.backend, *whereabouts())
+        self._tell_joined(worker_id)
         self._pool.job = self._service.job(worker_id)
         self.worker_id = self._heart.worker_id = worker_id
+
+    def _tell_joined(self, worker_id: str) -> None:
+        if self._joined is not None:
+            self._joined(worker_id)
 
     def _room(self) -> int:
         assert self._pool is not None and self._finisher is not None
@@ -347,7 +359,8 @@ class Runner:
             return False
         if self.max_tasks is not None and self._claimed >= self.max_tasks:
             return True
-        return self.drain and not self._likely
+        # What a lost runner held is due as soon as the heart has looked.
+        return self.drain and not self._likely and self._heart.has_looked
 
     def _ring(self) -> None:
         # Reading the flag costs a tenth of setting it, and a busy loop is rung all the time.

@@ -33,6 +33,7 @@ LEVELS = {
     "checks": 9,
     "mask": 9,
     "cli": 9,
+    "supervisor": 9,
     "report": 9,
     "testing": 9,
     "apps": 9,

@@ -1,12 +1,14 @@
 """Commands in processes of their own, on the database of the running test."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -49,6 +51,8 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # A group of its own: a signal to all of it reaches nobody else.
+            process_group=0,
         )
         self.out: list[str] = []
         self.err: list[str] = []
@@ -92,8 +96,9 @@ class Child:
         return code
 
     def kill(self) -> None:
-        """End it, whatever it does."""
-        self.process.kill()
+        """End it, whatever it does, and whatever it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.end()
         for stream in (self.process.stdout, self.process.stderr):
             assert stream is not None

@@ -279,6 +279,8 @@ class RefusalTests(ProcessTestCase):
         for flag, wrong, allowed in (
             ("-w", "0", "a whole number from 1 to 1,000"),
             ("--threads", "many", "a whole number from 1 to 1,000"),
+            ("--processes", "0", "a whole number from 1 to 256"),
+            ("--processes", "257", "a whole number from 1 to 256"),
             ("--delay", "0", "Use seconds from 0.01 to 3,600"),
             ("--interval", "nan", "Use seconds from 0.01 to 3,600"),
             ("--grace", "-1s", "Use seconds from 0 to 86,400"),

@@ -40,6 +40,19 @@ class KilledTests(ProcessTestCase):
         self.assertEqual(2, result.attempts)
         self.assertEqual("dbtasks.exceptions.WorkerLost", result.errors[0].exception_class_path)
 
+    def test_a_drain_includes_what_a_killed_runner_held(self):
+        """It looks for lost runners before it finds the queue empty."""
+        result = wait_for_file.enqueue(str(self.folder))
+        killed = self.runner()
+        wait_until((self.folder / "started").exists, "The task")
+        killed.kill()
+        (self.folder / "go").touch()
+        child = self.start("taskrunner", "--drain", "-w", 1)
+
+        self.assertEqual(0, child.end(), child.stderr)
+        result.refresh()
+        self.assertEqual("SUCCESSFUL", result.status)
+
     def test_a_frozen_runner_is_given_up_and_fenced_off(self):
         """Its tasks go to another; when it wakes, its outcome is dropped and it joins anew."""
         result = wait_for_file.enqueue(str(self.folder))
@@ -133,6 +146,14 @@ class HeartTests(TransactionTestCase):
         Worker.objects.filter(pk="other").update(place=liveness.place())
 
         self.assertEqual("lost", self.watch(1))
+
+    def test_a_worker_that_is_missed_is_given_up_at_once(self):
+        """Whoever started its process knows that it has ended."""
+        register("other")
+        self.assertEqual("live", self.watch(0))
+        self.heart.miss("other")
+
+        self.assertEqual("lost", self.watch(0))
 
     def test_a_heart_that_cannot_beat_is_not_trusted(self):
         """The runner stops starting tasks before others can give it up."""

@@ -1,5 +1,6 @@
 """``manage.py taskrunner``: run tasks in this process until stopped."""
 
+import os
 from argparse import RawDescriptionHelpFormatter
 from typing import Any
 
@@ -11,13 +12,19 @@ from ...backend import DatabaseBackend
 from ...exceptions import RunnerError
 from ...report import Report, Screen, banner, log_output
 from ...runner import Runner, check_backend
+from ...supervisor import Leash, Supervisor, command_line
 
 SIGNALS = """\
 Signals: the first SIGTERM or SIGINT (Ctrl-C) gives back what has not started and waits --grace
 seconds for what runs; the second leaves now.
 
 Exit codes: 0 stopped as asked, or drained; 1 could not start; 2 wrong flag; 3 --drain, and a task
-failed; 5 grace ran out, running tasks were given back; 128 + n left by a second signal n."""
+failed; 5 grace ran out, running tasks were given back; 6 the runner needs to be replaced; 128 + n
+left by a second signal n.
+
+With --processes the signals reach all of them through the first, once each; --workers, --max-tasks
+and --drain count in each. One that dies is replaced, after a pause if it dies again soon. The exit
+code is the worst of theirs: 128 + n, then 5, then 3, then 0; or 1 if one could never start."""
 
 
 class Command(BaseCommand):
@@ -38,6 +45,13 @@ class Command(BaseCommand):
             default=workers,
             metavar="N",
             help=f"Threads that run tasks (default: the CPUs but one, here {workers}).",
+        )
+        parser.add_argument(
+            "--processes",
+            type=cli.whole("number of processes", 1, 256),
+            default=1,
+            metavar="N",
+            help="Processes, each with so many threads, that another supervises (default: 1).",
         )
         parser.add_argument(
             *("-i", "--worker-id"),
@@ -89,23 +103,44 @@ class Command(BaseCommand):
         )
 
     def handle(self, **options: Any) -> None:
+        leash = _leash()
+        try:
+            self._handle(leash, options)
+        except CommandError as error:
+            if leash is None:
+                raise
+            # Said once, by the supervisor.
+            leash.tell("failed", str(error))
+            raise SystemExit(error.returncode) from error
+
+    def _handle(self, leash: Leash | None, options: dict[str, Any]) -> None:
         backend = _backend(options["backend"])
         cli.check_queues(backend, options["queues"])
         cli.check_database(backend.database)
         verbosity, as_json = options["verbosity"], options["as_json"]
-        screen = Screen(self.stderr)
+        process = leash.number if leash else None
+        screen = Screen(self.stderr, f"#{process} " if process and not as_json else "")
         style = self.style if screen.isatty() else None
-        report = Report(self.stdout, screen, verbosity=verbosity, as_json=as_json, style=style)
-        runner = _runner(report, options)
-        if warning := cli.small_pool(backend.database, runner.workers):
+        report = Report(
+            self.stdout, screen, verbosity=verbosity, as_json=as_json, style=style, process=process
+        )
+        runner = _runner(report, options, leash)
+        warning = cli.small_pool(backend.database, runner.workers)
+        if warning and leash is None:
             report.say(warning, event="warning")
-        with log_output(screen, verbosity, as_json):
+        called = getattr(self, "_called_from_command_line", False)
+        with log_output(screen, verbosity, as_json, process):
             try:
-                code = cli.run(runner, report, banner(runner, backend))
+                if leash is not None:
+                    text = f"Worker {{worker_id}} started, pid {os.getpid()}."
+                    code = cli.run(runner, report, text, leash.listen)
+                elif (count := options["processes"]) > 1:
+                    code = _supervise(count, runner, report, banner(runner, backend, count), called)
+                else:
+                    code = cli.run(runner, report, banner(runner, backend))
             except (ImproperlyConfigured, RunnerError) as error:
                 raise CommandError(str(error)) from error
         # Threads that were given up may still hold on to a task: nobody waits for them.
-        called = getattr(self, "_called_from_command_line", False)
         if called and (runner.abandoned or code > 128):
             cli.leave(code)
         if code:
@@ -119,11 +154,33 @@ def _backend(alias: str) -> DatabaseBackend:
         raise CommandError(str(error)) from error
 
 
-def _runner(report: Report, options: dict[str, Any]) -> Runner:
+def _leash() -> Leash | None:
+    try:
+        return Leash.held()
+    except RunnerError as error:
+        raise CommandError(str(error)) from error
+
+
+def _supervise(count: int, runner: Runner, report: Report, text: str, called: bool) -> int:
+    """Run so many processes like this runner; return their exit code."""
+    if not called:
+        raise CommandError(
+            "--processes starts its command line once more for each process, and call_command() "
+            "has none. Run 'manage.py taskrunner --processes N', or leave it out."
+        )
+    # Processes live long, and this one needs the database no more.
+    cli.disconnect()
+    ends = runner.drain or runner.max_tasks is not None
+    supervisor = Supervisor(count, command_line(), grace=runner.grace, ends=ends, say=report.say)
+    return supervisor.run(text)
+
+
+def _runner(report: Report, options: dict[str, Any], leash: Leash | None) -> Runner:
+    name = options["worker_id"]
     try:
         return Runner(
             options["workers"],
-            options["worker_id"],
+            leash.name(name) if leash else name,
             options["backend"],
             options["delay"],
             options["queues"],
@@ -131,6 +188,7 @@ def _runner(report: Report, options: dict[str, Any]) -> Runner:
             drain=options["drain"],
             max_tasks=options["max_tasks"],
             report=report,
+            joined=leash.joined if leash else None,
         )
     except ValueError as error:
         raise CommandError(str(error)) from error
