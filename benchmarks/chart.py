@@ -22,7 +22,7 @@ WIDTH, TOP, BOTTOM = NAMES + SCALE + 90, 58, 34
 
 # Mid tones: more than 3:1 on white and on GitHub's dark background. Ours, and all others.
 COLOURS = {True: ("#2f81c7", "#6aa9dd"), False: ("#80868e", "#a3a8ae")}
-INK = "#7d838b"
+INK = "#747a81"
 FONT = "font-family='system-ui, sans-serif'"
 
 

@@ -98,7 +98,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="redis://127.0.0.1:6379/15",
         help="for Celery and huey, whose keys in this database are deleted",
     )
-    group.add_argument("--save", action="store_true", help="write results.json and drain.svg")
+    group.add_argument(
+        "--save", action="store_true", help="write RESULTS.md, results.json, drain.svg"
+    )
 
 
 def peer_names(text: str) -> str:
@@ -278,6 +280,8 @@ def compare(options: argparse.Namespace, measures: list[str], machine: str) -> N
     # SIGTERM ends workers and drops databases as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     comparison = Comparison(options, measures)
+    if not comparison.measures:
+        sys.exit(f"--against measures {', '.join(MEASURES)}: name one of these, or no measure.")
     lines = []
     for row in comparison.run():
         lines.append(line(row, comparison.reference(row)))
