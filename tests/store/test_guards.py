@@ -46,6 +46,32 @@ class GuardTests(TestCase):
         self.assertEqual(0, store.delete(DB, [claim.id], expired=True))
         self.assertEqual(1, store.delete(DB, [claim.id]))
 
+    def test_nothing_is_done_to_no_rows(self):
+        """Whoever chose none has changed none."""
+        make_task()
+
+        self.assertEqual(0, store.delete(DB, []))
+        self.assertEqual(0, store.delete(DB, [], expired=True))
+        self.assertEqual(0, store.retry(DB, []))
+        self.assertEqual(0, store.run_now(DB, []))
+        self.assertEqual(0, store.cancel(DB, [], lambda row: None))
+
+    def test_a_row_that_is_retried_meanwhile_outlives_purge_older(self):
+        """Between the look at a batch and its delete somebody may have wanted a row again."""
+        past = store.now(DB) - timedelta(days=2)
+        kept, gone = make_claim(), make_claim()
+        store.settle(DB, [outcome(claim, "FAILED", finished_at=past) for claim in (kept, gone)])
+        unit = store._unit
+
+        def late(db: str, work: Any) -> Any:
+            with mock.patch.object(store, "_unit", unit):
+                store.retry(DB, [kept.id])
+            return unit(db, work)
+
+        with mock.patch.object(store, "_unit", late):
+            self.assertEqual([1], list(store.purge_older(DB, timedelta(days=1))))
+        self.assertEqual("READY", row(kept.id).status)
+
     def test_cancel_leaves_a_row_that_is_claimed_meanwhile(self):
         """Between the look at the row and the write a runner may have taken it."""
         id = make_task()
