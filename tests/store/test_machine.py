@@ -25,7 +25,7 @@ from dbtasks import store
 from dbtasks.models import ScheduledTask, Worker
 from dbtasks.store import workers
 
-from .base import DB, ids, make_task, outcome
+from .base import DB, ids, make_task, outcome, vendor
 
 EXAMPLES = int(os.environ.get("TEST_MACHINE_EXAMPLES", "50"))
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -120,11 +120,16 @@ class Machine(RuleBasedStateMachine):
         slot=WORKERS,
         limit=st.integers(1, 3),
         queues=st.sampled_from([None, ["a"], ["b"], ["a", "b"], ["none"]]),
+        goes_on=st.booleans(),
     )
-    def claim(self, slot: str, limit: int, queues: list[str] | None) -> None:
+    def claim(self, slot: str, limit: int, queues: list[str] | None, goes_on: bool) -> None:
         name = self.names[slot]
-        claims = store.claim(DB, "default", name, limit, queues, registered=True)
+        id, beyond = self.claims[-1] if goes_on and self.claims else (None, None)
+        claims = store.claim(DB, "default", name, limit, queues, registered=True, beyond=beyond)
         due = [id for id in self._in("READY", hold="") if not queues or self.queue[id] in queues]
+        if beyond and vendor() != "sqlite" and len(queues or "1") == 1:
+            last = self.order[id]
+            due = [id for id in due if self.order[id][0] != last[0] or self.order[id] > last]
         expected = sorted(due, key=self.order.__getitem__)[:limit]
         if self.workers[name] is None:
             expected = []
@@ -280,8 +285,10 @@ class Machine(RuleBasedStateMachine):
         found = {}
         for row in ScheduledTask.objects.using(DB).values("id", *names):
             lengths = {name: len(row[name] or []) for name in ("worker_ids", "errors")}
-            found[row.pop("id")] = row | lengths
-        assert found == {id: {name: row[name] for name in names} for id, row in self.rows.items()}
+            id = row.pop("id")
+            found[id] = row | lengths
+        expected = {id: {name: row[name] for name in names} for id, row in self.rows.items()}
+        assert found == expected, f"{found} is not {expected}"
 
     @invariant()
     def a_look_sees_what_is_due(self) -> None:
