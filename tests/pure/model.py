@@ -443,13 +443,16 @@ class Model:
         return with_worker(self.crash(state, p), p, process.name, ABSENT)
 
     def reconcile(self, state: State, p: int, t: int) -> State | None:
-        """Give back a row in this worker's name whose claim it never heard of."""
+        """Give back a row in this worker's name whose claim it never heard of: nothing started."""
         row, process = state.rows[t], state.processes[p]
         if self.without == "reconcile" or row.worker != (p, process.name):
             return None
         if any(held.task == t and held.row.fence == row.fence for held in process.holds):
             return None
-        return with_row(state, t, self._lost(row, row))
+        if row.released == self.releases:
+            return None
+        back = row._replace(status=READY, attempt=row.attempt - 1, worker=None, settled=row.fence)
+        return with_row(state, t, back._replace(released=row.released + 1))
 
     def give_up(self, state: State, p: int, n: int) -> State | None:
         """Declare lost by the last beat, or by an earlier one where nothing keeps from that."""

@@ -1,6 +1,6 @@
 """Any sequence of transitions leaves the rows as a model of plain dicts says.
 
-TEST_MACHINE_EXAMPLES says how many sequences are tried, 50 unless set.
+TEST_MACHINE_EXAMPLES says how many sequences are tried, 100 unless set.
 """
 
 import json
@@ -27,7 +27,7 @@ from dbtasks.store import workers
 
 from .base import DB, ids, make_task, outcome, vendor
 
-EXAMPLES = int(os.environ.get("TEST_MACHINE_EXAMPLES", "50"))
+EXAMPLES = int(os.environ.get("TEST_MACHINE_EXAMPLES", "100"))
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 FINISHED = ("SUCCESSFUL", "FAILED")
 
