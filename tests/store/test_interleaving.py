@@ -153,15 +153,15 @@ def session() -> Any:
 
 def waits(number: Any) -> bool:
     """Tell whether that session waits for a lock."""
-    query = {
-        # Not pg_stat_activity, which is remembered to the end of the transaction.
-        "postgresql": "SELECT 1 FROM pg_locks WHERE pid = %s AND NOT granted",
-        "mysql": "SELECT 1 FROM information_schema.innodb_trx "
-        "WHERE trx_mysql_thread_id = %s AND trx_state = 'LOCK WAIT'",
-    }
     with connections[DB].cursor() as cursor:
-        cursor.execute(query[vendor()], [number])
-        return cursor.fetchone() is not None
+        if vendor() == "postgresql":
+            # Not pg_stat_activity, which is remembered to the end of the transaction.
+            cursor.execute("SELECT 1 FROM pg_locks WHERE pid = %s AND NOT granted", [number])
+            return cursor.fetchone() is not None
+        # Not information_schema.innodb_trx, which is not renewed while it is asked all the time.
+        cursor.execute("SHOW ENGINE INNODB STATUS")
+        transactions = cursor.fetchone()[2].split("---TRANSACTION")
+    return any("LOCK WAIT" in text and f"thread id {number}," in text for text in transactions)
 
 
 class InterleavingTests(TransactionTestCase):
