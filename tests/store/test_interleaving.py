@@ -85,6 +85,9 @@ ACTS: dict[str, Callable[[Subject], Any]] = {
     "delete": lambda s: store.delete(DB, [s.id]),
     "purge_older": lambda s: list(store.purge_older(DB, DAY)),
 }
+# These take no row that another transaction holds, be it for a write that changes nothing, as
+# InnoDB may: the row is there for the next of them.
+PASSES_OVER = ("claim", "promote", "purge")
 NEEDS_CLAIM = ("settle ok", "settle again", "unstarted")
 
 
@@ -173,10 +176,10 @@ class InterleavingTests(TransactionTestCase):
         workers.register(DB, "w2", "default", "", 1, 1)
         return state()
 
-    def in_order(self, state: Callable[[], Subject], first: str, second: str) -> Any:
+    def in_order(self, state: Callable[[], Subject], *names: str) -> Any:
         subject = self.prepared(state)
-        ACTS[first](subject)
-        ACTS[second](subject)
+        for name in names:
+            ACTS[name](subject)
         return stands(subject)
 
     def at_once(self, state: Callable[[], Subject], first: str, second: str) -> Any:
@@ -199,6 +202,8 @@ class InterleavingTests(TransactionTestCase):
                         self.in_order(state, first, second),
                         self.in_order(state, second, first),
                     ]
+                    if second in PASSES_OVER:
+                        orders.append(self.in_order(state, first))
                     self.assertIn(self.at_once(state, first, second), orders)
 
     def test_of_a_due_row(self):
