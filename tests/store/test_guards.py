@@ -27,6 +27,56 @@ class GuardTests(TestCase):
         self.assertIsNone(store.claim_one(DB, "default", "w1", id))
         self.assertEqual("READY", row(id).status)
 
+    def test_claim_takes_its_backend_s_rows_only(self):
+        """Of all queues or of some: another backend's rows are none of a runner's business."""
+        make_task(backend="other")
+
+        self.assertEqual([], store.claim(DB, "default", "w1", 10))
+        self.assertEqual([], store.claim(DB, "default", "w1", 10, ["default"]))
+
+    def test_claim_one_takes_no_row_that_runs_or_has_ended(self):
+        """Whoever comes second with the same id gets nothing."""
+        claim = make_claim()
+        self.assertIsNone(store.claim_one(DB, "default", "w2", row(claim.id).pk))
+        store.settle(DB, [outcome(claim)])
+
+        self.assertIsNone(store.claim_one(DB, "default", "w2", row(claim.id).pk))
+
+    def test_only_rows_that_wait_for_their_time_are_promoted_or_run_now(self):
+        """Neither what runs inside enqueue() nor what is past waiting, whatever else they say."""
+        past = store.now(DB) - timedelta(days=1)
+        immediate, running, ended = make_task(), make_claim().id, make_claim().id
+        self.change(immediate, hold="immediate", run_after=past)
+        self.change(running, hold="scheduled", run_after=past)
+        self.change(ended, hold="scheduled", run_after=past, status="SUCCESSFUL")
+
+        self.assertEqual(0, store.promote(DB, "default"))
+        self.assertEqual(0, store.run_now(DB, [immediate, running, ended]))
+        self.assertEqual("immediate", row(immediate).hold)
+
+    def test_purge_leaves_other_backends_alone(self):
+        """Each runner purges its own."""
+        past = store.now(DB) - timedelta(days=1)
+        claim = make_claim(backend="other")
+        store.settle(DB, [outcome(claim, delete_after=past)])
+
+        self.assertEqual(0, store.purge(DB, "default"))
+        self.assertEqual(1, store.purge(DB, "other"))
+
+    def test_purge_older_never_takes_what_is_not_finished(self):
+        """Whatever it is asked for, and whatever the row says of its end."""
+        self.change(make_claim().id, finished_at=store.now(DB) - timedelta(days=2))
+
+        found = store.purge_older(DB, timedelta(days=1), statuses=["RUNNING"])
+        self.assertEqual([], list(found))
+
+    def test_cancel_asks_only_for_rows_that_wait(self):
+        """How long a row stays is asked of none that is not cancelled."""
+        retain = mock.Mock(return_value=None)
+        store.cancel(DB, [make_claim().id], retain)
+
+        retain.assert_not_called()
+
     def test_a_row_that_is_not_finished_is_never_purged(self):
         """Whatever its delete_after says."""
         past = store.now(DB) - timedelta(days=1)
