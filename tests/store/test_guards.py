@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 from unittest import mock
 
-from django.db import OperationalError, connections, transaction
+from django.db import IntegrityError, OperationalError, connections, transaction
 from django.test import TestCase, TransactionTestCase
 
 from dbtasks import store
@@ -172,6 +172,18 @@ class GuardTests(TestCase):
 
         self.assertEqual((0, 0, False), (again.failures, again.lost, again.cancel_requested))
         self.assertEqual((None, None), (again.delete_after, again.finished_at))
+
+    def test_two_rows_never_hold_one_slot_or_one_tick(self):
+        """What the database itself forbids."""
+        tick = store.now(DB)
+        for values in ({"unique_slot": "mine"}, {"schedule_key": "nightly", "tick": tick}):
+            self.change(make_task(), **values)
+            with (
+                self.subTest(values),
+                self.assertRaises(IntegrityError),
+                transaction.atomic(DB),
+            ):
+                self.change(make_task(), **values)
 
 
 class UnitTests(TransactionTestCase):
