@@ -54,6 +54,15 @@ class GuardTests(TestCase):
         self.assertEqual(0, store.run_now(DB, [immediate, running, ended]))
         self.assertEqual("immediate", row(immediate).hold)
 
+    def test_a_stale_outcome_is_not_told_as_written(self):
+        """The row says the same, but of a later claim."""
+        stale = make_claim()
+        store.settle(DB, [store.unstarted(DB, stale)])
+        fresh = store.claim_one(DB, "default", "w2", row(stale.id).pk)
+        store.settle(DB, [outcome(fresh)])
+
+        self.assertEqual(set(), store.settle(DB, [outcome(stale)]))
+
     def test_purge_leaves_other_backends_alone(self):
         """Each runner purges its own."""
         past = store.now(DB) - timedelta(days=1)
