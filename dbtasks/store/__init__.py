@@ -288,7 +288,8 @@ def delete(db: str, ids: Iterable[UUID], *, expired: bool = False) -> int:
     rows = _by_hand(db, ids).finished()
     if expired:
         rows = rows.filter(delete_after__lte=now(db))
-    return _unit(db, lambda *_: int(rows._raw_delete(db)))
+    # Django's answer to "none of no rows" is None.
+    return _unit(db, lambda *_: int(rows._raw_delete(db) or 0))
 
 
 def purge_older(

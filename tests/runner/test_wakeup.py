@@ -1,12 +1,14 @@
 """Hints from other processes, and what happens without them."""
 
+import threading
 import time
 from typing import Any
+from unittest import mock
 
 from django.db import connections, transaction
 from django.test import TransactionTestCase
 
-from dbtasks import wakeup
+from dbtasks import store, wakeup
 from dbtasks.testing import RunnerTestCase
 
 from ..store.base import DB, make_task, row, vendor
@@ -65,6 +67,74 @@ class PollTests(RunnerTestCase):
         id = make_task(task_path="tests.runner.tasks.add")
 
         until(lambda: row(id).is_finished)
+
+
+class SecondLookTests(RunnerTestCase):
+    """What was enqueued while a process keeps quiet about it."""
+
+    loop_delay = 300
+
+    def test_a_second_look_follows(self):
+        """A row that is committed just after the look is found by the next one, unannounced."""
+        if self.runner._watcher is not None:
+            self.runner._watcher.stop(5)
+        until(lambda: not self.runner._likely)
+        claim, looked = store.claim, threading.Event()
+
+        def claim_and_tell(*args: Any, **kwargs: Any) -> Any:
+            claims = claim(*args, **kwargs)
+            looked.set()
+            return claims
+
+        with mock.patch.object(store, "claim", claim_and_tell):
+            self.runner.wake(again=0.2)
+            self.assertTrue(looked.wait(10))
+        id = make_task(task_path="tests.runner.tasks.add")
+
+        until(lambda: row(id).is_finished)
+
+
+class Pooled:
+    """A connection through a transaction pooler: each statement may go to another session."""
+
+    def __init__(self, wrapper: Any) -> None:
+        self._wrapper = wrapper
+
+    def __enter__(self) -> "Pooled":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+    def execute(self, sql: str) -> Any:
+        params = self._wrapper.get_connection_params()
+        with self._wrapper.Database.connect(**params, autocommit=True) as connection:
+            return connection.execute(sql)
+
+
+class PoolerTests(RunnerTestCase):
+    """Behind a transaction pooler nothing is heard."""
+
+    loop_delay = 0.2
+
+    def setUp(self) -> None:
+        if vendor() != "postgresql":
+            self.skipTest("only PostgreSQL has NOTIFY")
+        pooled = mock.patch.object(wakeup.Listener, "_connect", lambda _, wrapper: Pooled(wrapper))
+        pooled.start()
+        self.addCleanup(pooled.stop)
+        with self.assertLogs("dbtasks.wakeup", "WARNING") as self.logs:
+            super().setUp()
+            self.runner._watcher._thread.join(10)
+
+    def test_the_runner_says_so_and_polls(self):
+        """One warning, and rows are found all the same."""
+        id = make_task(task_path="tests.runner.tasks.add")
+
+        until(lambda: row(id).is_finished)
+        self.assertFalse(self.runner._watcher.is_healthy)
+        self.assertIn("A pooler stands before 'default'", "".join(self.logs.output))
+        self.assertEqual(1, len(self.logs.output))
 
 
 class NotifyTests(TransactionTestCase):

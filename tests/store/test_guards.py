@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 from unittest import mock
 
-from django.db import OperationalError, connections, transaction
+from django.db import IntegrityError, OperationalError, connections, transaction
 from django.test import TestCase, TransactionTestCase
 
 from dbtasks import store
@@ -27,6 +27,65 @@ class GuardTests(TestCase):
         self.assertIsNone(store.claim_one(DB, "default", "w1", id))
         self.assertEqual("READY", row(id).status)
 
+    def test_claim_takes_its_backend_s_rows_only(self):
+        """Of all queues or of some: another backend's rows are none of a runner's business."""
+        make_task(backend="other")
+
+        self.assertEqual([], store.claim(DB, "default", "w1", 10))
+        self.assertEqual([], store.claim(DB, "default", "w1", 10, ["default"]))
+
+    def test_claim_one_takes_no_row_that_runs_or_has_ended(self):
+        """Whoever comes second with the same id gets nothing."""
+        claim = make_claim()
+        self.assertIsNone(store.claim_one(DB, "default", "w2", row(claim.id).pk))
+        store.settle(DB, [outcome(claim)])
+
+        self.assertIsNone(store.claim_one(DB, "default", "w2", row(claim.id).pk))
+
+    def test_only_rows_that_wait_for_their_time_are_promoted_or_run_now(self):
+        """Neither what runs inside enqueue() nor what is past waiting, whatever else they say."""
+        past = store.now(DB) - timedelta(days=1)
+        immediate, running, ended = make_task(), make_claim().id, make_claim().id
+        self.change(immediate, hold="immediate", run_after=past)
+        self.change(running, hold="scheduled", run_after=past)
+        self.change(ended, hold="scheduled", run_after=past, status="SUCCESSFUL")
+
+        self.assertEqual(0, store.promote(DB, "default"))
+        self.assertEqual(0, store.run_now(DB, [immediate, running, ended]))
+        self.assertEqual("immediate", row(immediate).hold)
+
+    def test_a_stale_outcome_is_not_told_as_written(self):
+        """The row says the same, but of a later claim."""
+        stale = make_claim()
+        store.settle(DB, [store.unstarted(DB, stale)])
+        fresh = store.claim_one(DB, "default", "w2", row(stale.id).pk)
+        store.settle(DB, [outcome(fresh)])
+
+        self.assertEqual(set(), store.settle(DB, [outcome(stale)]))
+
+    def test_purge_leaves_other_backends_alone(self):
+        """Each runner purges its own."""
+        past = store.now(DB) - timedelta(days=1)
+        claim = make_claim(backend="other")
+        store.settle(DB, [outcome(claim, delete_after=past)])
+
+        self.assertEqual(0, store.purge(DB, "default"))
+        self.assertEqual(1, store.purge(DB, "other"))
+
+    def test_purge_older_never_takes_what_is_not_finished(self):
+        """Whatever it is asked for, and whatever the row says of its end."""
+        self.change(make_claim().id, finished_at=store.now(DB) - timedelta(days=2))
+
+        found = store.purge_older(DB, timedelta(days=1), statuses=["RUNNING"])
+        self.assertEqual([], list(found))
+
+    def test_cancel_asks_only_for_rows_that_wait(self):
+        """How long a row stays is asked of none that is not cancelled."""
+        retain = mock.Mock(return_value=None)
+        store.cancel(DB, [make_claim().id], retain)
+
+        retain.assert_not_called()
+
     def test_a_row_that_is_not_finished_is_never_purged(self):
         """Whatever its delete_after says."""
         past = store.now(DB) - timedelta(days=1)
@@ -45,6 +104,32 @@ class GuardTests(TestCase):
 
         self.assertEqual(0, store.delete(DB, [claim.id], expired=True))
         self.assertEqual(1, store.delete(DB, [claim.id]))
+
+    def test_nothing_is_done_to_no_rows(self):
+        """Whoever chose none has changed none."""
+        make_task()
+
+        self.assertEqual(0, store.delete(DB, []))
+        self.assertEqual(0, store.delete(DB, [], expired=True))
+        self.assertEqual(0, store.retry(DB, []))
+        self.assertEqual(0, store.run_now(DB, []))
+        self.assertEqual(0, store.cancel(DB, [], lambda row: None))
+
+    def test_a_row_that_is_retried_meanwhile_outlives_purge_older(self):
+        """Between the look at a batch and its delete somebody may have wanted a row again."""
+        past = store.now(DB) - timedelta(days=2)
+        kept, gone = make_claim(), make_claim()
+        store.settle(DB, [outcome(claim, "FAILED", finished_at=past) for claim in (kept, gone)])
+        unit = store._unit
+
+        def late(db: str, work: Any) -> Any:
+            with mock.patch.object(store, "_unit", unit):
+                store.retry(DB, [kept.id])
+            return unit(db, work)
+
+        with mock.patch.object(store, "_unit", late):
+            self.assertEqual([1], list(store.purge_older(DB, timedelta(days=1))))
+        self.assertEqual("READY", row(kept.id).status)
 
     def test_cancel_leaves_a_row_that_is_claimed_meanwhile(self):
         """Between the look at the row and the write a runner may have taken it."""
@@ -96,6 +181,18 @@ class GuardTests(TestCase):
 
         self.assertEqual((0, 0, False), (again.failures, again.lost, again.cancel_requested))
         self.assertEqual((None, None), (again.delete_after, again.finished_at))
+
+    def test_two_rows_never_hold_one_slot_or_one_tick(self):
+        """What the database itself forbids."""
+        tick = store.now(DB)
+        for values in ({"unique_slot": "mine"}, {"schedule_key": "nightly", "tick": tick}):
+            self.change(make_task(), **values)
+            with (
+                self.subTest(values),
+                self.assertRaises(IntegrityError),
+                transaction.atomic(DB),
+            ):
+                self.change(make_task(), **values)
 
 
 class UnitTests(TransactionTestCase):

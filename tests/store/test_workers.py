@@ -6,7 +6,7 @@ from typing import Any
 from django.test import TestCase
 
 from dbtasks import store
-from dbtasks.models import Worker
+from dbtasks.models import ScheduledTask, Worker
 from dbtasks.store import workers
 
 from .base import DB, ids, make_task, outcome, row
@@ -69,6 +69,13 @@ class WorkerTests(TestCase):
 
         self.assertEqual(["live"], [other.pk for other in workers.others(DB, "me", "default")])
 
+    def test_one_sees_workers_of_its_own_backend(self):
+        """Each backend's runners look after their own."""
+        workers.register(DB, "elsewhere", "other", "", 1, 1)
+
+        self.assertEqual([], workers.others(DB, "me", "default"))
+        self.assertEqual(1, len(workers.others(DB, "me", "other")))
+
 
 class RescueTests(TestCase):
     """RUNNING under a lost worker → READY, or FAILED"""
@@ -121,6 +128,25 @@ class RescueTests(TestCase):
         self.assertEqual(set(), store.settle(DB, [outcome(stale)]))
         self.assertEqual([self.id], ids([fresh]))
         self.assertEqual({fresh.id}, store.settle(DB, [outcome(fresh)]))
+
+    def test_rows_of_other_backends_are_left_to_theirs(self):
+        """Their runners know what becomes of them."""
+        workers.register(DB, "elsewhere", "other", "", 1, 1)
+        make_task(backend="other")
+        [other] = store.claim(DB, "other", "elsewhere", 1, registered=True)
+        workers.give_up(DB, "elsewhere", 0)
+
+        self.assertEqual([], rescue())
+        self.assertEqual("RUNNING", row(other.id).status)
+
+    def test_a_name_on_a_row_that_ended_keeps_nobody_remembered(self):
+        """A lost worker holds what is RUNNING, and nothing else."""
+        ScheduledTask.objects.filter(pk=self.id).update(status="FAILED", worker_id="w1")
+        workers.give_up(DB, "w1", 0)
+        Worker.objects.filter(pk="w1").update(beat_at=store.now(DB) - timedelta(days=2))
+
+        self.assertEqual([], rescue())
+        self.assertFalse(Worker.objects.filter(pk="w1").exists())
 
     def test_a_third_loss_is_the_last(self):
         """A task that kills its runner does not do so for ever."""
