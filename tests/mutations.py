@@ -113,7 +113,7 @@ MUTATIONS = [
     Mutation("store/sqlite.py", " AND status = 'RUNNING'"),
     Mutation("store/sqlite.py", "(id, fence, status) IN", "(id, fence, status) NOT IN"),
     Mutation("store/postgresql.py", " AND fence = v.fence "),
-    Mutation("store/postgresql.py", "\"AND status = 'RUNNING' FOR", '" FOR'),
+    Mutation("store/postgresql.py", "CASE status WHEN 'RUNNING' THEN fence END", "fence"),
     Mutation("store/postgresql.py", " FOR NO KEY UPDATE SKIP LOCKED"),
     Mutation(
         "store/mysql.py", "t.fence = v.fence AND t.status = 'RUNNING'", "t.status = 'RUNNING'"

@@ -136,11 +136,14 @@ def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
     changes = ", ".join(f"{name} = k.{name}" for name in Outcome._fields[2:])
     with connection.cursor() as cursor:
         # Each row is looked up on the primary key and locked there, guards included. With the
-        # guards in the UPDATE, statistics that know of no RUNNING row lead to a scan of the table.
+        # guards in the UPDATE, statistics that know of no RUNNING row lead to a scan of the table;
+        # with `status = 'RUNNING'` by itself, to a walk through the index of running rows for
+        # each: measured 400 ms a batch among 20,000 dead entries, instead of 13.
         cursor.execute(
             f"WITH v({names}) AS ({source}), k AS MATERIALIZED (SELECT v.* FROM v "
-            f"CROSS JOIN LATERAL (SELECT 1 FROM {TABLE} WHERE id = v.id AND fence = v.fence "
-            "AND status = 'RUNNING' FOR NO KEY UPDATE OFFSET 0) held) "
+            f"CROSS JOIN LATERAL (SELECT 1 FROM {TABLE} WHERE id = v.id "
+            "AND CASE status WHEN 'RUNNING' THEN fence END = v.fence "
+            "FOR NO KEY UPDATE OFFSET 0) held) "
             f"UPDATE {TABLE} t SET {changes}, worker_id = NULL, hold = {_HOLD} FROM k "
             "WHERE t.id = k.id AND t.id = ANY(ARRAY(SELECT id FROM k)) RETURNING t.id::text",
             params,
