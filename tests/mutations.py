@@ -112,7 +112,7 @@ MUTATIONS = [
     Mutation("store/sqlite.py", " AND fence = %s AND status", " AND %s >= 0 AND status"),
     Mutation("store/sqlite.py", " AND status = 'RUNNING'"),
     Mutation("store/sqlite.py", "(id, fence, status) IN", "(id, fence, status) NOT IN"),
-    Mutation("store/postgresql.py", " AND fence = v.fence "),
+    Mutation("store/postgresql.py", "THEN fence END = v.fence", "THEN v.fence END = v.fence"),
     Mutation("store/postgresql.py", "CASE status WHEN 'RUNNING' THEN fence END", "fence"),
     Mutation("store/postgresql.py", " FOR NO KEY UPDATE SKIP LOCKED"),
     Mutation(
