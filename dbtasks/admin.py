@@ -60,6 +60,7 @@ NOTHING = "–"
 STATES = {
     "due": pgettext_lazy("Task", "Due"),
     "scheduled": pgettext_lazy("Task", "Scheduled"),
+    "suspect": pgettext_lazy("Task", "Suspect"),
     "running": pgettext_lazy("Task", "Running"),
     "successful": pgettext_lazy("Task", "Successful"),
     "failed": pgettext_lazy("Task", "Failed"),
@@ -71,7 +72,7 @@ _FINAL = {RUNNING: "running", SUCCESSFUL: "successful", FAILED: "failed"}
 def state_of(row: ScheduledTask) -> str:
     """Return the key in STATES of what people call the row's state."""
     if row.status == READY:
-        return "scheduled" if row.hold else "due"
+        return row.hold or "due"
     if row.status == FAILED and row.errors and _is_cancel(row.errors[-1]):
         return "cancelled"
     return _FINAL[row.status]

@@ -76,8 +76,8 @@ def pending_count(queue_name: str | None = None, backend: str = "default") -> in
     if queue_name is not None:
         rows = rows.filter(queue_name=queue_name)
     come = rows.filter(status=READY, hold=Hold.SCHEDULED, run_after__lte=store.now(db))
-    # Two counts, because each has an index and a disjunction has none.
-    return rows.due().count() + come.count()
+    # Three counts, because each has an index and a disjunction has none.
+    return rows.due().count() + rows.suspect().count() + come.count()
 
 
 def run_task(id: str | UUID, allow_retry: bool = False, backend: str = "default") -> TaskResult:
@@ -132,8 +132,10 @@ class Inline:
         """Claim the best due row; return None if nothing is due. Held rows may have come due."""
         queues = None if queue_name is None else [queue_name]
         self._promote()
-        claims = store.claim(self.db, self.backend.alias, self.job.worker_id, 1, queues)
-        return claims[0] if claims else None
+        who = (self.db, self.backend.alias, self.job.worker_id)
+        claims = store.claim(*who, 1, queues)
+        # What runs here runs alone.
+        return claims[0] if claims else store.claim_suspect(*who, queues)
 
     def claim_one(self, id: UUID) -> Claim | None:
         """Claim the row with that id; return None if it is not due."""

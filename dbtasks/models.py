@@ -34,6 +34,8 @@ class Hold(models.TextChoices):
     NONE = "", pgettext_lazy("Task", "None")
     # run_after is still to come.
     SCHEDULED = "scheduled", pgettext_lazy("Task", "Scheduled")
+    # Two runners were lost with it: it starts alone, so that a third loss is its own doing.
+    SUSPECT = "suspect", pgettext_lazy("Task", "Suspect")
     # Runs inside enqueue(): no runner may touch the row.
     IMMEDIATE = "immediate", pgettext_lazy("Task", "Immediate")
 
@@ -77,7 +79,16 @@ class ScheduledTaskQuerySet(models.QuerySet["ScheduledTask"]):
 
     def scheduled(self) -> Self:
         """Return rows that wait for their run_after."""
-        return self.filter(status=_literal(READY), hold=_literal(Hold.SCHEDULED))
+        return self._held(Hold.SCHEDULED)
+
+    def suspect(self) -> Self:
+        """Return rows that a runner may claim now, one at a time."""
+        return self._held(Hold.SUSPECT)
+
+    def _held(self, hold: Hold) -> Self:
+        # What is always true lets SQLite see that the index of held rows will do.
+        held = self.exclude(hold=_literal(Hold.NONE))
+        return held.filter(status=_literal(READY), hold=_literal(hold))
 
     def running(self) -> Self:
         """Return rows that were claimed and have not finished."""
@@ -166,11 +177,11 @@ class ScheduledTask(models.Model):
                 where=Q(status=READY, hold=Hold.NONE, fence__gte=0),
                 otherwise=["status", "hold", "backend", "queue_name", "-priority", "id"],
             ),
-            # The promoter, and when to wake for the next run_after.
+            # The promoter, when to wake for the next run_after, and rows that start alone.
             PartialIndex(
-                name="dbtasks_scheduled",
-                fields=["backend", "run_after"],
-                where=Q(status=READY, hold=Hold.SCHEDULED),
+                name="dbtasks_held",
+                fields=["hold", "backend", "run_after"],
+                where=Q(status=READY) & ~Q(hold=Hold.NONE),
                 otherwise=["status", "hold", "backend", "run_after"],
             ),
             # What a worker holds.

@@ -26,6 +26,7 @@ from .liveness import Heart, whereabouts
 from .maintenance import Maintenance
 from .models import FAILED, READY, SUCCESSFUL
 from .pool import PREFETCH_SECONDS, Pool
+from .quarantine import Quarantine
 from .store import workers
 from .task import task
 
@@ -94,6 +95,7 @@ class Runner:
         self._look_at = self._found = 0.0
         # Whether a claim is on its way from the database to the pool.
         self._claiming = False
+        self._quarantine = Quarantine()
         self._settled = threading.Condition()
         self._pool: Pool | None = None
         self._finisher: Finisher | None = None
@@ -164,7 +166,8 @@ class Runner:
         if self._pool is None:
             return False
         # In the order in which a row passes: it is seen in one of the places, or it is settled.
-        return not self._look().due and not self._claiming and self._is_empty()
+        look = self._look()
+        return not (look.due or look.suspect) and not self._claiming and self._is_empty()
 
     def _is_empty(self) -> bool:
         pool, finisher = self._pool, self._finisher
@@ -193,6 +196,7 @@ class Runner:
         # The last row claimed, and when to look again at what is older than it.
         self._beyond: store.Claim | None = None
         self._whole_at = 0.0
+        self._quarantine = Quarantine()
         registry.discover()
         self._service = backend
         self._heart = Heart(
@@ -203,7 +207,7 @@ class Runner:
             backend.retain_failed,
             backend.may_retry_lost,
             lost=self._join_anew,
-            rescued=self.wake,
+            rescued=self.glance,
         )
         self._heart.start()
         self._finisher = Finisher(self._db, self._on_settled)
@@ -243,7 +247,11 @@ class Runner:
             wait = self._promote()
             self._look_at = min(self._look_at, time.monotonic() + wait)
         room = self._room()
-        if room and self._likely:
+        if room and self._quarantine.has_turn(self._is_empty()):
+            self._quarantine.enter(self._claim_suspect())
+            return 0
+        is_closed = self._quarantine.is_closed()
+        if room and self._likely and not is_closed:
             # Before the claim: a row that is committed after it must be looked for again.
             self._likely = False
             if self._claim(room):
@@ -256,7 +264,8 @@ class Runner:
             self._stopping.set()
             return 0
         until_look = max(0.0, self._look_at - time.monotonic())
-        return min(until_look, PREFETCH_SECONDS / 2) if self._pool.waiting else until_look
+        is_watching = is_closed or self._pool.waiting
+        return min(until_look, PREFETCH_SECONDS / 2) if is_watching else until_look
 
     def _withdraw(self) -> list[Attempt]:
         """Take back claimed rows that this runner should not start, or not soon."""
@@ -303,10 +312,9 @@ class Runner:
                 beyond=beyond,
             )
             logger.debug("Claimed %d of at most %d rows", len(claims), limit)
-            self._pool.submit(claims)
+            self._submit(claims)
         finally:
             self._claiming = False
-        self._claimed += len(claims)
         now = time.monotonic()
         if claims:
             self._found, self._beyond = now, claims[-1]
@@ -327,6 +335,28 @@ class Runner:
             return math.inf if was_whole and spent > SLOW_CLAIM else 0.0
         return now + spent / WHOLE_SHARE if was_whole else min(self._whole_at, now + WHOLE_INTERVAL)
 
+    def _claim_suspect(self) -> bool:
+        """Claim a row that must run alone and hand it to the pool; return whether there was one."""
+        self._claiming = True
+        try:
+            claim = store.claim_suspect(
+                self._db, self.backend, self.worker_id, self.queues, registered=True
+            )
+            if claim is not None:
+                logger.info(
+                    "%s %s starts alone: two runners were lost with it", claim.task_path, claim.id
+                )
+                self._submit([claim])
+                self._found = time.monotonic()
+        finally:
+            self._claiming = False
+        return claim is not None
+
+    def _submit(self, claims: list[store.Claim]) -> None:
+        assert self._pool is not None
+        self._pool.submit(claims)
+        self._claimed += len(claims)
+
     def _promote(self) -> float:
         """Make due what has come due; return the seconds until the next look."""
         look = self._look()
@@ -336,6 +366,7 @@ class Runner:
             return 0
         if look.due:
             self._likely = True
+        self._quarantine.due = look.suspect or self._quarantine.occupied
         delay = self._delay()
         return delay if look.next_due is None else min(delay, look.next_due)
 
@@ -360,7 +391,8 @@ class Runner:
         if self.max_tasks is not None and self._claimed >= self.max_tasks:
             return True
         # What a lost runner held is due as soon as the heart has looked.
-        return self.drain and not self._likely and self._heart.has_looked
+        is_hopeful = self._likely or self._quarantine.due
+        return self.drain and not is_hopeful and self._heart.has_looked
 
     def _ring(self) -> None:
         # Reading the flag costs a tenth of setting it, and a busy loop is rung all the time.
@@ -382,7 +414,8 @@ class Runner:
             self._report(batch)
         with self._settled:
             self._settled.notify_all()
-        if self._stopping.is_set() or self.drain or self.max_tasks is not None:
+        is_ending = self._stopping.is_set() or self.drain or self.max_tasks is not None
+        if is_ending or self._quarantine.due:
             self._ring()
 
     # Stopping

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -191,8 +192,13 @@ def write_line(file: str, text: str) -> None:
 def wait_for_file(folder: str, seconds: float = 30) -> None:
     """Make the file ``started``, then wait until somebody makes ``go``."""
     Path(folder, "started").touch()
+    wait(Path(folder, "go").exists, seconds)
+
+
+def wait(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Block until the condition holds."""
     end = time.monotonic() + seconds
-    while not Path(folder, "go").exists():
+    while not condition():
         if time.monotonic() > end:
             raise TimeoutError("Nobody said go.")
         time.sleep(0.01)
@@ -202,3 +208,18 @@ def wait_for_file(folder: str, seconds: float = 30) -> None:
 def die() -> None:
     """End the process, as a crash does."""
     os._exit(1)
+
+
+@task
+def die_among(folder: str, count: int) -> None:
+    """End the process once so many of its neighbours have started."""
+    wait(lambda: len(list(Path(folder).glob("started-*"))) >= count)
+    os._exit(1)
+
+
+@task
+def stay(folder: str, name: str) -> str:
+    """Make a file ``started-…``, then wait until somebody makes ``go``."""
+    Path(folder, f"started-{name}").touch()
+    wait(Path(folder, "go").exists)
+    return name

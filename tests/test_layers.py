@@ -28,6 +28,7 @@ LEVELS = {
     "finisher": 7,
     "maintenance": 7,
     "liveness": 7,
+    "quarantine": 7,
     "runner": 8,
     "inline": 8,
     "checks": 9,

@@ -6,7 +6,7 @@ knows threads. Times are the database's own, read in the statement.
 
     enqueue     → READY, held until run_after
     promote     held → due
-    claim       due → RUNNING
+    claim       due → RUNNING; a suspect alone, by claim_suspect
     settle      RUNNING → SUCCESSFUL, FAILED, or READY again
                 (not started: `unstarted` makes that outcome)
     retry       FAILED → READY
@@ -31,6 +31,7 @@ from uuid import UUID
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError, connections, transaction
+from django.db.models import Case, Value, When
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
@@ -47,7 +48,7 @@ from ..models import (
 )
 from ..options import FINISHED
 from . import mysql, postgresql, sqlite
-from .rows import Change, Claim, NewTask, Outcome, Pick
+from .rows import SUSPECT, Change, Claim, NewTask, Outcome, Pick
 
 __all__ = [
     "Claim",
@@ -56,6 +57,7 @@ __all__ = [
     "cancel",
     "claim",
     "claim_one",
+    "claim_suspect",
     "delete",
     "enqueue",
     "key",
@@ -86,7 +88,11 @@ _CLAIM = (
     "attempt = attempt + 1, worker_id = %s, last_attempted_at = {now}"
 )
 _FINISHED = f"status IN {FINISHED}"
-_HELD = f"status = '{READY}' AND hold = '{Hold.SCHEDULED.value}'"
+# The middle condition is always true, and the index's own: SQLite does not see it otherwise.
+_HELD = f"status = '{READY}' AND NOT (hold = '') AND hold = '{{}}' AND backend = %s"
+_SCHEDULED, _SUSPECT = _HELD.format(Hold.SCHEDULED.value), _HELD.format(Hold.SUSPECT.value)
+# The hold of a row whose time has come.
+_NO_HOLD = f"CASE WHEN lost >= {SUSPECT} THEN '{Hold.SUSPECT.value}' ELSE '' END"
 _ALIVE = f"EXISTS (SELECT 1 FROM {WORKERS} WHERE worker_id = %s AND state = 'live')"
 _DUE = f"status = '{READY}' AND hold = ''"
 
@@ -155,11 +161,35 @@ def _picks(backend: str, queues: Iterable[str] | None) -> tuple[Pick, ...]:
     return tuple(Pick(where, (backend, queue), "dbtasks_due_in_queue") for queue in queues)
 
 
+def claim_suspect(
+    db: str,
+    backend: str,
+    worker_id: str,
+    queues: Iterable[str] | None = None,
+    *,
+    registered: bool = False,
+) -> Claim | None:
+    """Claim a row that must start alone, as claim() does; return None if there is none due."""
+    pick = _suspects(backend, queues)
+    if registered:
+        pick = pick._replace(where=f"{pick.where} AND {_ALIVE}", params=(*pick.params, worker_id))
+    claims = _claim(db, worker_id, (pick,), 1, order="run_after")
+    return claims[0] if claims else None
+
+
+def _suspects(backend: str, queues: Iterable[str] | None) -> Pick:
+    """Return where rows are that start alone: few, so that a queue needs no index of its own."""
+    names = () if queues is None else tuple(queues)
+    served = f" AND queue_name IN ({', '.join(['%s'] * len(names))})" if names else ""
+    return Pick(_SUSPECT + served, (backend, *names), "dbtasks_held")
+
+
 def claim_one(
     db: str, backend: str, worker_id: str, id: UUID, hold: Hold = Hold.NONE
 ) -> Claim | None:
     """Claim the due row with that id and put it on hold; return None if it is not due."""
-    where = f"{_DUE} AND backend = %s AND id = %s"
+    due = f"status = '{READY}' AND hold IN ('', '{Hold.SUSPECT.value}')"
+    where = f"{due} AND backend = %s AND id = %s"
     claims = _claim(db, worker_id, (Pick(where, (backend, key(db, id)), "PRIMARY"),), 1, hold)
     return claims[0] if claims else None
 
@@ -171,11 +201,12 @@ def _claim(
     limit: int,
     hold: Hold = Hold.NONE,
     *,
+    order: str = "priority DESC, id",
     in_turn: bool = False,
 ) -> list[Claim]:
     def unit(connection: Any, sql: Any) -> tuple[float, list[tuple[Any, ...]]]:
         verb = _CLAIM.format(now=sql.now(connection), hold=hold.value)
-        change = Change(verb, (worker_id,), picks, "priority DESC, id", limit, in_turn)
+        change = Change(verb, (worker_id,), picks, order, limit, in_turn)
         # Read beside the database's clock, which is at the start of the statement.
         connection.ensure_connection()
         clock = time.monotonic()
@@ -235,9 +266,9 @@ def promote(db: str, backend: str) -> int:
     """Lift the hold of up to 500 rows whose run_after has come; return how many there were."""
 
     def unit(connection: Any, sql: Any) -> int:
-        where = f"{_HELD} AND backend = %s AND run_after <= {sql.now(connection)}"
-        pick = Pick(where, (backend,), "dbtasks_scheduled")
-        change = Change(f"UPDATE {TABLE} SET hold = ''", (), (pick,), "run_after", BATCH)
+        where = f"{_SCHEDULED} AND run_after <= {sql.now(connection)}"
+        pick = Pick(where, (backend,), "dbtasks_held")
+        change = Change(f"UPDATE {TABLE} SET hold = {_NO_HOLD}", (), (pick,), "run_after", BATCH)
         return int(sql.change(connection, change))
 
     return _unit(db, unit)
@@ -248,24 +279,27 @@ class Look(NamedTuple):
 
     # Whether a row may be claimed now.
     due: bool
+    # Whether a row may be claimed that must start alone.
+    suspect: bool
     # Seconds until the next held row is due, below 0 if it is already; None if there is none.
     next_due: float | None
 
 
 def look(db: str, backend: str, queues: Iterable[str] | None = None) -> Look:
-    """Glance at the queue in one statement that locks nothing and costs two index probes."""
+    """Glance at the queue in one statement that locks nothing and costs three index probes."""
     connection = connections[db]
-    sql, picks = _sql(connection), _picks(backend, queues)
+    sql, picks, suspects = _sql(connection), _picks(backend, queues), _suspects(backend, queues)
     head = f"(SELECT 1 FROM {TABLE} WHERE {{}} ORDER BY priority DESC, id LIMIT 1)"
     heads = ", ".join(head.format(pick.where) for pick in picks)
-    due, first, now = sql.look(
+    suspect = f"(SELECT 1 FROM {TABLE} WHERE {suspects.where} LIMIT 1)"
+    due, alone, first, now = sql.look(
         connection,
-        f"SELECT COALESCE({heads}, 0), MIN(run_after), {sql.now(connection)} FROM {TABLE} "
-        f"WHERE {_HELD} AND backend = %s",
-        [*(value for pick in picks for value in pick.params), backend],
+        f"SELECT COALESCE({heads}, 0), COALESCE({suspect}, 0), MIN(run_after), "
+        f"{sql.now(connection)} FROM {TABLE} WHERE {_SCHEDULED}",
+        [*(value for pick in (*picks, suspects) for value in pick.params), backend],
     )
     first, now = moment(db, first), moment(db, now)
-    return Look(bool(due), (first - now).total_seconds() if first and now else None)
+    return Look(bool(due), bool(alone), (first - now).total_seconds() if first and now else None)
 
 
 def purge(db: str, backend: str) -> int:
@@ -338,7 +372,9 @@ def retry(db: str, ids: Iterable[UUID]) -> int:
 def run_now(db: str, ids: Iterable[UUID]) -> int:
     """Make those of the rows that wait for their run_after due; return how many there were."""
     rows = _by_hand(db, ids).filter(status=READY, hold=Hold.SCHEDULED)
-    return _unit(db, lambda *_: rows.update(hold=Hold.NONE, run_after=None))
+    suspect = When(lost__gte=SUSPECT, then=Value(Hold.SUSPECT))
+    hold = Case(suspect, default=Value(Hold.NONE))
+    return _unit(db, lambda *_: rows.update(hold=hold, run_after=None))
 
 
 def cancel(

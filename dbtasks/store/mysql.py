@@ -14,7 +14,7 @@ from django.db import connections, transaction
 from django.utils import timezone
 
 from ..models import TABLE
-from .rows import Change, Claim, NewTask, Outcome, Pick
+from .rows import SUSPECT, Change, Claim, NewTask, Outcome, Pick
 
 # Entries of rows that were claimed stay in the index until InnoDB purges them, which waits for the
 # oldest transaction of the server.
@@ -109,7 +109,8 @@ def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
     source = f"{TABLE} t JOIN {values} ON t.id = {_key(connection)}"
     hold = (
         f"CASE WHEN v.status = 'READY' AND v.run_after > {now(connection)} "
-        "THEN 'scheduled' ELSE '' END"
+        f"THEN 'scheduled' WHEN v.status = 'READY' AND v.lost >= {SUSPECT} THEN 'suspect' "
+        "ELSE '' END"
     )
     with connection.cursor() as cursor:
         cursor.execute(

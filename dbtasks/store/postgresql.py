@@ -10,7 +10,7 @@ from typing import Any
 from django.db import transaction
 
 from ..models import TABLE
-from .rows import Change, Claim, NewTask, Outcome, Pick
+from .rows import SUSPECT, Change, Claim, NewTask, Outcome, Pick
 
 # Deadlock, serialisation failure, lock timeout: the statement did nothing and may be run again.
 TRANSIENT = {"40P01", "40001", "55P03"}
@@ -190,7 +190,7 @@ _NEW_TYPES = {
 }
 _HOLD = (
     "CASE WHEN k.status = 'READY' AND k.run_after > STATEMENT_TIMESTAMP() "
-    "THEN 'scheduled' ELSE '' END"
+    f"THEN 'scheduled' WHEN k.status = 'READY' AND k.lost >= {SUSPECT} THEN 'suspect' ELSE '' END"
 )
 # Ids and times come as text: most are never looked at, and parsing one costs as much as all the
 # rest.

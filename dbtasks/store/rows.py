@@ -7,6 +7,10 @@ SQL. Never imports models, settings or a database.
 from datetime import datetime
 from typing import Any, NamedTuple
 
+# Losses of its runner after which a row starts alone. Two may be a neighbour's fault, and most
+# often are nobody's: a machine that went down, a runner that was killed.
+SUSPECT = 2
+
 
 class NewTask(NamedTuple):
     """A row to be written: what enqueue() knows. JSON columns are text already."""

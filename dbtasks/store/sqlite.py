@@ -11,7 +11,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from ..models import TABLE
-from .rows import Change, Claim, NewTask, Outcome
+from .rows import SUSPECT, Change, Claim, NewTask, Outcome
 
 # The entry of a row that was claimed is gone from the index at once.
 LEAVES_DEAD = False
@@ -78,12 +78,15 @@ def _statement(change: Change, returning: str = "") -> tuple[str, list[Any]]:
 def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
     """Write the outcomes whose claim still stands, in one transaction; return their ids."""
     changes = ", ".join(f"{name} = %s" for name in Outcome._fields[2:])
-    hold = f"CASE WHEN %s = 'READY' AND %s > {now(connection)} THEN 'scheduled' ELSE '' END"
+    hold = (
+        f"CASE WHEN %s = 'READY' AND %s > {now(connection)} THEN 'scheduled' "
+        f"WHEN %s = 'READY' AND %s >= {SUSPECT} THEN 'suspect' ELSE '' END"
+    )
     with transaction.atomic(connection.alias), connection.cursor() as cursor:
         cursor.executemany(
             f"UPDATE {TABLE} SET {changes}, worker_id = NULL, hold = {hold} "
             "WHERE id = %s AND fence = %s AND status = 'RUNNING'",
-            [(*o[2:], o.status, o.run_after, o.id, o.fence) for o in outcomes],
+            [(*o[2:], o.status, o.run_after, o.status, o.lost, o.id, o.fence) for o in outcomes],
         )
         if cursor.rowcount == len(outcomes):
             return {outcome.id for outcome in outcomes}

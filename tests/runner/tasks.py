@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import threading
+import time
 from datetime import datetime
 from typing import Any
 
@@ -52,6 +53,40 @@ remembered: list[int] = []
 def remember(n: int) -> None:
     """Note, in this process, that the task ran."""
     remembered.append(n)
+
+
+class Crowd:
+    """Counts the tasks of this process that run."""
+
+    now, lock = 0, threading.Lock()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            Crowd.now += 1
+
+    def __exit__(self, *_: Any) -> None:
+        with self.lock:
+            Crowd.now -= 1
+
+
+@task
+def go_on() -> None:
+    """Enqueue the next one of a chain that only the gate ends."""
+    with Crowd():
+        time.sleep(0.01)
+        if not Gate.opened.is_set():
+            go_on.enqueue()
+
+
+@task
+def count_crowd() -> int:
+    """Return the most tasks seen to run at once."""
+    most = 0
+    with Crowd():
+        for _ in range(20):
+            most = max(most, Crowd.now)
+            time.sleep(0.005)
+    return most
 
 
 @task

@@ -12,19 +12,19 @@ from dbtasks.store import workers
 from ..doors.processes import Child, ProcessTestCase, wait_until
 from ..store.base import DB
 from ..store.test_workers import register
-from ..tasks import add, die, wait_for_file
+from ..tasks import add, die, die_among, stay, wait_for_file
 
 
 class KilledTests(ProcessTestCase):
     """Real processes, real signals."""
 
-    def runner(self, timeout: int = 20) -> Child:
-        child = self.started(timeout)
+    def runner(self, timeout: int = 20, threads: int = 1) -> Child:
+        child = self.started(timeout, threads)
         child.wait_for("Stop with Ctrl-C")
         return child
 
-    def started(self, timeout: int = 20) -> Child:
-        return self.start("taskrunner", "-w", 1, "-v", 2, TEST_WORKER_TIMEOUT=str(timeout))
+    def started(self, timeout: int = 20, threads: int = 1) -> Child:
+        return self.start("taskrunner", "-w", threads, "-v", 2, TEST_WORKER_TIMEOUT=str(timeout))
 
     def test_a_killed_runner_s_task_is_run_by_another(self):
         """kill -9 loses nothing; on the same machine the next runner sees it at once."""
@@ -87,6 +87,28 @@ class KilledTests(ProcessTestCase):
 
         self.assertEqual("FAILED", poison.status)
         self.assertEqual(3, poison.attempts)
+
+    def test_the_neighbours_of_a_poison_are_not_blamed(self):
+        """Three deaths name the guilty one; those that ran beside it twice end as they should."""
+        poison = die_among.enqueue(str(self.folder), 3)
+        neighbours = [stay.enqueue(str(self.folder), name) for name in "abc"]
+        for _ in range(2):
+            self.started(threads=4).process.wait(30)
+            for started in self.folder.glob("started-*"):
+                started.rename(self.folder / f"was-{started.name}")
+        (self.folder / "go").touch()
+        for name in "abc":
+            (self.folder / f"started-{name}").touch()
+        deaths = 2
+        while not poison.is_finished:
+            process = self.started(threads=4).process
+            while process.poll() is None and not poison.is_finished:
+                poison.refresh()
+            deaths += process.poll() is not None
+        self.runner()
+
+        self.assertEqual(["a", "b", "c"], [n.wait(30).return_value for n in neighbours])
+        self.assertEqual(("FAILED", 3, 3), (poison.status, poison.attempts, deaths))
 
     def test_a_runner_that_stops_is_forgotten(self):
         """Nobody is missed who has said goodbye."""

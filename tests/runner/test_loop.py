@@ -393,6 +393,40 @@ class StopTests(GateMixin, TransactionTestCase):
         self.assertEqual(1, ScheduledTask.objects.running().count())
 
 
+class SuspectTests(GateMixin, RunnerTestCase):
+    """Rows with which two runners were lost."""
+
+    workers = 3
+
+    def accuse(self, count: int = 1) -> list[Any]:
+        """Enqueue so many suspects, held back until they are."""
+        later = tasks.count_crowd.using(run_after=timedelta(hours=1))
+        results = [later.enqueue() for _ in range(count)]
+        ScheduledTask.objects.scheduled().update(hold="suspect", lost=2, run_after=None)
+        return results
+
+    def test_they_run_alone_and_in_time_under_constant_load(self):
+        """Nothing runs beside one, and work that never ceases does not keep them waiting."""
+        tasks.go_on.enqueue_many([((), {})] * 20)
+        results = self.accuse(3)
+        for result in results:
+            self.runner.wait_for(result, 20)
+        passed = self.runner.done
+        until(lambda: self.runner.done > passed + 20)
+        tasks.Gate.opened.set()
+
+        self.assertEqual([1, 1, 1], [result.return_value for result in results])
+
+    def test_a_drain_runs_them_too(self):
+        """They are due."""
+        self.runner.stop()
+        self.assertTrue(self.runner.finished.wait(10))
+        [result] = self.accuse()
+        Runner(workers=1, drain=True).run()
+
+        self.assertEqual("SUCCESSFUL", row(result.id).status)
+
+
 class OtherSettingsTests(TransactionTestCase):
     """Projects that are not set up like most."""
 

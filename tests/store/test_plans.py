@@ -72,6 +72,7 @@ class PlanTests(TransactionTestCase):
         now = timezone.now()
         values = [{}, {"run_after": now + timedelta(days=1)}, {"queue_name": "x", "priority": 9}]
         values += [{"backend": "other", "priority": 9}, {"task_path": "finished"}]
+        values += [{"task_path": "suspect"}]
         rows = []
         for row in values:
             base = store.NewTask(
@@ -81,6 +82,7 @@ class PlanTests(TransactionTestCase):
         store.enqueue(DB, rows)
         finished = ScheduledTask.objects.filter(task_path="finished")
         finished.update(status="SUCCESSFUL", finished_at=now, delete_after=now)
+        ScheduledTask.objects.filter(task_path="suspect").update(hold="suspect", lost=2)
 
     def statistics(self, kind: str) -> None:
         """Fill the table with statistics that are fresh, or of an empty table, or of none."""
@@ -122,6 +124,7 @@ class PlanTests(TransactionTestCase):
         return {
             "claim": lambda: claims.extend(claim()),
             "claim of a queue": lambda: claim(["default"]),
+            "claim of a suspect": lambda: store.claim_suspect(DB, "default", "w1", registered=True),
             "settle": lambda: store.settle(DB, [outcome(claim) for claim in claims]),
             "look": lambda: store.look(DB, "default"),
             "look at a queue": lambda: store.look(DB, "default", ["none"]),

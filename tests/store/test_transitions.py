@@ -227,7 +227,7 @@ class PromoteTests(TestCase):
 
     def test_look_tells_what_is_due_and_what_comes_next(self):
         """One glance says whether to claim and how long to sleep."""
-        self.assertEqual(store.Look(False, None), store.look(DB, "default"))
+        self.assertEqual(store.Look(False, False, None), store.look(DB, "default"))
 
         make_task(run_after=store.now(DB) + timedelta(seconds=60))
         look = store.look(DB, "default")
@@ -238,6 +238,72 @@ class PromoteTests(TestCase):
         self.assertTrue(store.look(DB, "default").due)
         self.assertTrue(store.look(DB, "default", ["a", "mail"]).due)
         self.assertFalse(store.look(DB, "default", ["a", "b"]).due)
+
+
+class SuspectTests(TestCase):
+    """Rows with which two runners were lost: due, but claimed alone."""
+
+    def setUp(self):
+        self.claim = make_claim()
+
+    def give_back(self, lost, **values):
+        store.settle(DB, [outcome(self.claim, "READY", lost=lost, **values)])
+        return row(self.claim.id).hold
+
+    def test_the_second_loss_makes_a_suspect(self):
+        """The first may be anybody's fault, and costs the row nothing."""
+        self.assertEqual("", self.give_back(1))
+        [self.claim] = store.claim(DB, "default", "w1", 10)
+
+        self.assertEqual("suspect", self.give_back(2))
+
+    def test_suspects_are_claimed_alone(self):
+        """The ordinary claim does not see them, and one at a time is taken."""
+        others = [make_claim(), make_claim(queue_name="mail")]
+        store.settle(DB, [outcome(c, "READY", lost=2) for c in (self.claim, *others)])
+
+        self.assertEqual([], store.claim(DB, "default", "w1", 10))
+        self.assertIsNone(store.claim_suspect(DB, "other", "w1"))
+        self.assertIsNone(store.claim_suspect(DB, "default", "w1", registered=True))
+        mail = store.claim_suspect(DB, "default", "w1", ["mail"])
+        self.assertEqual("mail", mail.queue_name)
+        found = [store.claim_suspect(DB, "default", "w1") for _ in range(3)]
+        self.assertEqual(2, sum(claim is not None for claim in found))
+        self.assertEqual([3, 3], [claim.fence + 1 for claim in found if claim])
+
+    def test_a_suspect_stays_one_whatever_comes_between(self):
+        """Given back, retried later, or hurried by hand."""
+        self.give_back(2)
+        self.claim = store.claim_suspect(DB, "default", "w1")
+        release([self.claim])
+        self.assertEqual("suspect", row(self.claim.id).hold)
+        for hurry in (False, True):
+            self.claim = store.claim_suspect(DB, "default", "w1")
+            later = store.now(DB) + timedelta(hours=1)
+            self.assertEqual("scheduled", self.give_back(2, run_after=later))
+            if hurry:
+                store.run_now(DB, [self.claim.id])
+            else:
+                ScheduledTask.objects.update(run_after=store.now(DB))
+                store.promote(DB, "default")
+            self.assertEqual("suspect", row(self.claim.id).hold)
+
+    def test_a_look_sees_suspects(self):
+        """A runner that serves their queue knows of them, another does not."""
+        self.give_back(2)
+
+        self.assertEqual(store.Look(False, True, None), store.look(DB, "default"))
+        self.assertTrue(store.look(DB, "default", ["default"]).suspect)
+        self.assertFalse(store.look(DB, "default", ["mail"]).suspect)
+
+    def test_people_may_run_or_acquit_one(self):
+        """By its id at once; a retry by hand begins its counts anew."""
+        self.give_back(2)
+        self.claim = store.claim_one(DB, "default", "w1", self.claim.id)
+        store.settle(DB, [outcome(self.claim, "FAILED", lost=3)])
+        store.retry(DB, [self.claim.id])
+
+        self.assertEqual(("", 0), (row(self.claim.id).hold, row(self.claim.id).lost))
 
 
 class ByHandTests(TestCase):
