@@ -7,6 +7,9 @@ SQL. Never imports models, settings or a database.
 from datetime import datetime
 from typing import Any, NamedTuple
 
+# What else the end of an attempt sets: nobody runs the row, and no wish to cancel it is left.
+SETTLED = "worker_id = NULL, cancel_requested = FALSE"
+
 
 class NewTask(NamedTuple):
     """A row to be written: what enqueue() knows. JSON columns are text already."""

@@ -122,6 +122,7 @@ class PlanTests(TransactionTestCase):
         return {
             "claim": lambda: claims.extend(claim()),
             "claim of a queue": lambda: claim(["default"]),
+            "cancel requests": lambda: store.cancel_requests(DB, "w1"),
             "settle": lambda: store.settle(DB, [outcome(claim) for claim in claims]),
             "look": lambda: store.look(DB, "default"),
             "look at a queue": lambda: store.look(DB, "default", ["none"]),
