@@ -15,12 +15,14 @@ from .exceptions import (
     Snooze,
     TaskAbandoned,
     TaskCancelled,
+    TaskInterrupted,
     TaskNotDue,
     TaskNotFound,
+    TaskTimeout,
     WorkerLost,
 )
 from .schedule import Duration
-from .task import Task, TaskResult, task
+from .task import Task, TaskContext, TaskResult, task
 
 __all__ = [
     "DBTasksError",
@@ -33,9 +35,12 @@ __all__ = [
     "Task",
     "TaskAbandoned",
     "TaskCancelled",
+    "TaskContext",
+    "TaskInterrupted",
     "TaskNotDue",
     "TaskNotFound",
     "TaskResult",
+    "TaskTimeout",
     "WorkerLost",
     "pending_count",
     "process_one",

@@ -1,8 +1,8 @@
 """The queue in Django's admin: see rows, and act on them by hand.
 
 Owns the list, the read-only details, the masking of secrets and the actions. Never runs or imports
-task code: a row whose function is gone shows like any other. Never touches a running row, and
-never writes to a row but through `store`.
+task code: a row whose function is gone shows like any other. Never touches a running row but to
+ask that it ends, and never writes to a row but through `store`.
 """
 
 import json
@@ -62,10 +62,13 @@ STATES = {
     "scheduled": pgettext_lazy("Task", "Scheduled"),
     "suspect": pgettext_lazy("Task", "Suspect"),
     "running": pgettext_lazy("Task", "Running"),
+    "stopping": pgettext_lazy("Task", "Stopping"),
     "successful": pgettext_lazy("Task", "Successful"),
     "failed": pgettext_lazy("Task", "Failed"),
     "cancelled": pgettext_lazy("Task", "Cancelled"),
 }
+# Found among the running rows, and the failed ones: no index knows them.
+_PARTS = {"stopping", "cancelled"}
 _FINAL = {RUNNING: "running", SUCCESSFUL: "successful", FAILED: "failed"}
 
 
@@ -75,6 +78,8 @@ def state_of(row: ScheduledTask) -> str:
         return row.hold or "due"
     if row.status == FAILED and row.errors and _is_cancel(row.errors[-1]):
         return "cancelled"
+    if row.status == RUNNING and row.cancel_requested:
+        return "stopping"
     return _FINAL[row.status]
 
 
@@ -143,18 +148,18 @@ class StateFilter(admin.SimpleListFilter):
 
     Neither queue nor task are offered: of finished rows no index knows them, so a rare one would
     be looked for in the whole table. Successful rows need no index, for they are most of it.
-    Cancelled rows are found among the failed ones.
+    Cancelled rows are found among the failed ones, those that are asked to stop among the running.
     """
 
     title = _("state")
     parameter_name = "state"
 
     def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, Any]]:
-        return [(key, label) for key, label in STATES.items() if key != "cancelled"]
+        return [(key, label) for key, label in STATES.items() if key not in _PARTS]
 
     def queryset(self, request: Any, queryset: Any) -> Any:
         state = self.value()
-        return getattr(queryset, state)() if state in STATES and state != "cancelled" else queryset
+        return getattr(queryset, state)() if state in STATES.keys() - _PARTS else queryset
 
 
 class Act(NamedTuple):
@@ -212,6 +217,17 @@ CANCEL = Act(
     ngettext_lazy("%(moved)d task was cancelled.", "%(moved)d tasks were cancelled.", "moved"),
     _("%(moved)d of %(seen)d tasks were cancelled; the others had moved on."),
 )
+ASK = Act(
+    lambda rows: rows.running(),
+    lambda db, rows: store.request_cancel(db, _ids(rows)),
+    _("Asked to stop."),
+    ngettext_lazy(
+        "%(moved)d running task was asked to stop.",
+        "%(moved)d running tasks were asked to stop.",
+        "moved",
+    ),
+    _("%(moved)d of %(seen)d running tasks were asked to stop; the others had moved on."),
+)
 DELETE = Act(
     _expired,
     lambda db, rows: store.delete(db, _ids(rows), expired=True),
@@ -245,7 +261,7 @@ class ScheduledTaskAdmin(admin.ModelAdmin):
     search_help_text = _(
         "The whole id, or how the path of the task begins, among the newest 100,000 tasks."
     )
-    actions = ("retry_failed", "run_now", "cancel_waiting", "delete_expired")
+    actions = ("retry_failed", "run_now", "cancel", "delete_expired")
     fieldsets = (
         (None, {"fields": ("state", ("task_path", "id"), ("backend", *_ROUTE), "worker")}),
         (_("Call"), {"fields": ("arguments", "keyword_arguments")}),
@@ -320,7 +336,7 @@ class ScheduledTaskAdmin(admin.ModelAdmin):
         fitting = {
             "retry_failed": row.status == FAILED,
             "run_now": row.status == READY and row.hold == Hold.SCHEDULED,
-            "cancel_waiting": row.status == READY,
+            "cancel": row.status in (READY, RUNNING) and not row.cancel_requested,
         }
         context["task_actions"] = [
             (name, _BUTTONS[name]) for name, fits in fitting.items() if fits and name in allowed
@@ -339,9 +355,15 @@ class ScheduledTaskAdmin(admin.ModelAdmin):
         """Make rows due that wait for their time."""
         return self._act(request, queryset, RUN_NOW)
 
-    @admin.action(permissions=["change"], description=_("Cancel waiting tasks"))
-    def cancel_waiting(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
-        """Finish rows as FAILED that have not started."""
+    @admin.action(permissions=["change"], description=_("Cancel tasks"))
+    def cancel(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
+        """Finish rows as FAILED that have not started; ask running ones to stop."""
+        running = queryset.running()
+        if running.exists():
+            asked = self._act(request, running, ASK)
+            queryset = queryset.exclude(status=RUNNING)
+            if not queryset.exists():
+                return asked
         return self._act(request, queryset, CANCEL)
 
     @admin.action(permissions=["delete"], description=_("Delete expired tasks"))
@@ -455,7 +477,7 @@ class ScheduledTaskAdmin(admin.ModelAdmin):
     def duration(self, row: ScheduledTask) -> str:
         """Show how long the last start took, or has taken so far."""
         state = state_of(row)
-        end = timezone.now() if state == "running" else row.finished_at
+        end = timezone.now() if row.status == RUNNING else row.finished_at
         if row.last_attempted_at is None or end is None or state == "cancelled":
             return NOTHING
         return span(end - row.last_attempted_at)
@@ -560,7 +582,7 @@ class ScheduledTaskAdmin(admin.ModelAdmin):
         return format_html('<table class="dbtasks-table"><tbody>{}</tbody></table>', rows)
 
 
-_BUTTONS = {"retry_failed": _("Retry"), "run_now": _("Run now"), "cancel_waiting": _("Cancel")}
+_BUTTONS = {"retry_failed": _("Retry"), "run_now": _("Run now"), "cancel": _("Cancel")}
 
 
 def _batches(queryset: Any) -> Iterator[list[UUID]]:
@@ -576,10 +598,11 @@ def _starts(row: ScheduledTask) -> Iterator[tuple[int | None, str | None, Any]]:
     """Yield each start as number, worker and error or None; then errors without a start.
 
     Only the last errors are kept, so they are matched from the end; a running or successful start
-    has none, and a cancel has no start.
+    has none, and the cancel of a waiting row has no start.
     """
     errors = list(row.errors or [])
-    after = [errors.pop()] if errors and _is_cancel(errors[-1]) else []
+    waited = bool(errors) and _is_cancel(errors[-1]) and errors[-1][1] == str(TaskCancelled())
+    after = [errors.pop()] if waited else []
     workers = list(row.worker_ids or [])
     ended = workers[:-1] if row.status == SUCCESSFUL else workers
     before = len(ended) - len(errors)

@@ -221,7 +221,7 @@ class DatabaseBackend(BaseTaskBackend):
     def _run_now(self, db: str, id: Any, result: TaskResult) -> None:
         """Run the row just written in this thread, unless its run_after is to come."""
         from . import execute, store
-        from .models import Hold
+        from .models import READY, Hold
 
         claim = store.claim_one(db, self.alias, worker_id := make_worker_id(), id, Hold.IMMEDIATE)
         if claim is None:
@@ -229,7 +229,8 @@ class DatabaseBackend(BaseTaskBackend):
         attempt = execute.Attempt(self.job(worker_id), claim)
         attempt.task = result.task
         outcome = self._run_inside(attempt, result.task.module_path)
-        store.settle(db, [outcome])
+        if not store.settle(db, [outcome]) and outcome.status == READY:
+            store.settle(db, [attempt.cancelled(outcome)])
         result.refresh()
         if isinstance(attempt.error, KeyboardInterrupt):
             raise attempt.error
@@ -352,13 +353,25 @@ class DatabaseBackend(BaseTaskBackend):
     # Acts by hand
 
     def cancel(self, result_id: str) -> bool:
-        """Cancel the task if it has not started; return whether that was so.
+        """Cancel the task: a row that waits ends at once, a running one is asked to end.
 
-        The row becomes FAILED, with TaskCancelled among its errors.
+        Return False if it has finished, or there is no such row. It becomes FAILED, with
+        TaskCancelled among its errors; a running one within seconds, unless its task succeeds
+        before it is stopped.
         """
         from . import store
 
-        return bool(store.cancel(self.database, self._own_ids(result_id), self.retain_failed))
+        db, ids = self.database, self._own_ids(result_id)
+
+        def waiting() -> int:
+            return store.cancel(db, ids, self.retain_failed)
+
+        # Once more, for a row that was running when we first looked and then waits for a retry.
+        return bool(waiting() or store.request_cancel(db, ids) or waiting())
+
+    async def acancel(self, result_id: str) -> bool:
+        """See cancel()."""
+        return await sync_to_async(self.cancel, thread_sensitive=True)(result_id)
 
     def retain_failed(self, row: "ScheduledTask") -> timedelta | None:
         """Return how long the row stays if it fails: by the call, the task, or the options."""

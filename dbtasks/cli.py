@@ -15,16 +15,16 @@ from contextlib import suppress
 from typing import Any, Self
 
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management.base import CommandError
+from django.core.management.base import CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 from django.tasks import task_backends
 
 from .backend import DatabaseBackend
 from .checks import check_pool
-from .exceptions import DurationError
+from .exceptions import DurationError, RunnerError
 from .models import MAX_QUEUE, ScheduledTask
 from .report import Report, one_line, plural, span
-from .runner import Runner
+from .runner import Runner, check_backend
 from .schedule import Duration
 
 # Exit codes, beside 1 (could not start), 2 (wrong flag) and 128 + n (second signal n). With REPLACE
@@ -106,6 +106,26 @@ def check_queues(backend: DatabaseBackend, queues: Sequence[str] | None) -> None
             raise CommandError(
                 f"{queue!r} is no queue name. Use 1 to {MAX_QUEUE} characters for --queue."
             )
+
+
+def add_backend(parser: CommandParser, help: str) -> None:
+    """Add the flag that names one backend."""
+    parser.add_argument("--backend", default="default", metavar="ALIAS", help=help)
+
+
+def one_backend(alias: str) -> DatabaseBackend:
+    """Return the backend of that alias; raise CommandError if no runner can serve it."""
+    try:
+        return check_backend(alias)
+    except (ImproperlyConfigured, RunnerError) as error:
+        raise CommandError(str(error)) from error
+
+
+def ready_backend(alias: str) -> DatabaseBackend:
+    """Return the backend of that alias; raise CommandError if its rows are out of reach."""
+    backend = one_backend(alias)
+    check_database(backend.database)
+    return backend
 
 
 def our_backends() -> list[str]:
@@ -254,6 +274,8 @@ def run(
             report.close()
     if len(signals.received) > 1:
         return 128 + signals.received[1]
+    if runner.worn_out:
+        return REPLACE
     if runner.abandoned:
         return ABANDONED
     return TASK_FAILED if runner.drain and report.failed else 0

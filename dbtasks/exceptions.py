@@ -28,6 +28,18 @@ class TaskCancelled(DBTasksError):
     """The task was cancelled before it started."""
 
 
+class TaskTimeout(DBTasksError):
+    """The task ran longer than its timeout."""
+
+
+class TaskInterrupted(BaseException):
+    """The task is over: it took too long, or was cancelled.
+
+    Raised in the midst of a task's code, and no Exception, so that ``except Exception`` does not
+    keep the task alive. Let it pass.
+    """
+
+
 class TaskAbandoned(DBTasksError):
     """The runner stopped before the task ended."""
 

@@ -4,7 +4,9 @@ Owns calling task code: finding the task, signals, errors, the return value, and
 thread as it was found. Never writes to our rows: the Outcome is settled by whoever claimed.
 """
 
+import asyncio
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from inspect import iscoroutinefunction
-from traceback import format_exception
+from traceback import format_exception, format_stack
 from typing import Any
 from uuid import UUID
 
@@ -30,11 +32,21 @@ from django.tasks.signals import (
 )
 
 from . import payload, policy, registry, store
-from .exceptions import Discard, Retry, Snooze, TaskAbandoned
+from .exceptions import (
+    Discard,
+    Retry,
+    Snooze,
+    TaskAbandoned,
+    TaskCancelled,
+    TaskInterrupted,
+    TaskTimeout,
+)
+from .interrupt import Interruptible
 from .models import FAILED, READY, SUCCESSFUL
 from .options import Options
 from .store import Claim, Outcome
 from .task import (
+    TaskContext,
     TaskResult,
     decode_policies,
     default_of,
@@ -52,6 +64,10 @@ LOGGING = {id(log_task_started), id(log_task_finished)}
 MAX_ERRORS, MAX_TRACEBACK = 10, 16_384
 # Seconds that a task may ask for: a hundred years are for ever.
 LONGEST_SNOOZE = 3_155_760_000.0
+# What the error of a running task that was cancelled says.
+CANCELLED = "The task was cancelled while it ran."
+# Why an attempt may be asked to end; a later reason outdoes an earlier one.
+_REASONS = (TaskAbandoned, TaskTimeout, TaskCancelled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +99,19 @@ class LiveResult(TaskResult):
 class Attempt:
     """One start of one claimed row. Used by one thread, once."""
 
-    __slots__ = ("_open", "claim", "error", "job", "result", "started", "task")
+    __slots__ = (
+        "_asked",
+        "_open",
+        "call",
+        "claim",
+        "error",
+        "is_inside",
+        "job",
+        "result",
+        "started",
+        "task",
+        "thread",
+    )
 
     def __init__(self, job: Job, claim: Claim) -> None:
         self.job, self.claim = job, claim
@@ -92,7 +120,13 @@ class Attempt:
         self.task: base.Task | None = None
         self.result: Any = None
         self.error: BaseException | None = None
+        # The thread that runs it, once one does.
+        self.thread: int | None = None
+        # Through which the thread can be interrupted; whether the coroutine of the task runs.
+        self.call = Interruptible()
+        self.is_inside = False
         self._open = [True]
+        self._asked: Exception | None = None
 
     def close(self) -> bool:
         """Return True to the first who asks, in whatever thread: the outcome is theirs."""
@@ -101,6 +135,39 @@ class Attempt:
             return self._open.pop()
         except IndexError:
             return False
+
+    def ask(self, reason: Exception) -> bool:
+        """Ask the task to end for that reason; return False if it was for this one, or a harder.
+
+        The reason is TaskTimeout, TaskCancelled, or TaskAbandoned when the runner stops. What it
+        brings about is up to the task, and to whoever asks.
+        """
+        asked = self._asked
+        if asked is not None and _REASONS.index(type(reason)) <= _REASONS.index(type(asked)):
+            return False
+        self._asked = reason
+        return True
+
+    def asked(self) -> Exception | None:
+        """Return why the task should end, None if it may go on; by the clock where none watches."""
+        timeout = self.timeout
+        if timeout is not None and time.monotonic() >= self.started + timeout:
+            self.ask(self.overrun())
+        return self._asked
+
+    def overrun(self) -> TaskTimeout:
+        """Return the error of an attempt that took too long."""
+        return TaskTimeout(f"The task ran longer than its timeout of {self.timeout:g} s.")
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that the attempt may take; None is for ever."""
+        return self._policy("timeout")  # type: ignore[no-any-return]
+
+    @property
+    def takes_context(self) -> bool:
+        """Whether the task can know that it was asked to end."""
+        return self.task is not None and self.task.takes_context
 
     def run(self) -> Outcome:
         """Run the task in this thread, coroutines included; return what became of it.
@@ -113,14 +180,15 @@ class Attempt:
         try:
             task, args, kwargs = self._prepare()
             self._announce(task_started)
-            value, text = self._dump(task.call(*args, **kwargs))
+            self._check()
+            value, text = self._dump(self._call(task, args, kwargs))
         except BaseException as error:  # sys.exit() in a task ends the task, not the thread
             outcome = self._failed(error)
             if outcome.status == FAILED and not self.interrupted:
-                self._announce(task_finished)
+                self._announce_end()
             return outcome
         outcome = self._succeeded(value, text)
-        self._announce(task_finished)
+        self._announce_end()
         return outcome
 
     @property
@@ -149,15 +217,40 @@ class Attempt:
         try:
             task, args, kwargs = self._prepare()
             await self._aannounce(task_started)
-            value, text = self._dump(await task.func(*args, **kwargs))
+            self._check()
+            value, text = self._dump(await self._inside(task.func(*args, **kwargs)))
         except BaseException as error:
             outcome = self._failed(error)
-            if outcome.status == FAILED:
+            if outcome.status == FAILED and self._open:
                 await self._aannounce(task_finished)
             return outcome
         outcome = self._succeeded(value, text)
-        await self._aannounce(task_finished)
+        if self._open:
+            await self._aannounce(task_finished)
         return outcome
+
+    def _call(self, task: base.Task, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Call the task's function; meanwhile it may be interrupted."""
+        try:
+            return self.call.run(task.call, args, kwargs)
+        finally:
+            if self.call.was_interrupted:
+                # In the middle of a statement, or of a commit: nobody knows what they are up to.
+                for connection in connections.all(initialized_only=True):
+                    _drop(connection)
+
+    async def _inside(self, coroutine: Any) -> Any:
+        """Await the task's own coroutine: only meanwhile may it be cancelled."""
+        self.is_inside = True
+        try:
+            return await coroutine
+        finally:
+            self.is_inside = False
+
+    def _check(self) -> None:
+        """Raise the reason if the task was asked to end before it began."""
+        if self._asked is not None:
+            raise self._asked
 
     @property
     def is_async(self) -> bool:
@@ -207,7 +300,7 @@ class Attempt:
             raise self.error
         args, kwargs = payload.load(self.claim.args), payload.load(self.claim.kwargs)
         if task.takes_context:
-            args.insert(0, base.TaskContext(task_result=self._result()))
+            args.insert(0, TaskContext(task_result=self._result(), _asked=self.asked))
         return task, args, kwargs
 
     def _dump(self, value: Any) -> tuple[Any, str | None]:
@@ -226,6 +319,9 @@ class Attempt:
 
     def _failed(self, error: BaseException) -> Outcome:
         """Return the outcome of an exception, whatever it is: this must not fail."""
+        error = self._verdict(error)
+        if isinstance(error, TaskAbandoned) and self._asked is not None:
+            return self.abandon()
         self.error = error
         if isinstance(error, Snooze) and _is_seconds(error.delay):
             return self._again(error.delay, self.claim.errors, self.claim.failures)
@@ -242,11 +338,27 @@ class Attempt:
             self._update(status=TaskResultStatus.FAILED, finished_at=ended_at, errors=entries)
         return outcome
 
+    def _verdict(self, error: BaseException) -> BaseException:
+        """Return what the attempt has ended in: that which it was asked for, if that was why.
+
+        A task that is cancelled has no other end than that or success. One that took too long
+        may still end in its own way, such as Snooze.
+        """
+        asked = self._asked
+        if asked is None or isinstance(error, type(asked)):
+            return error
+        broken_off = isinstance(error, TaskInterrupted | asyncio.CancelledError)
+        if isinstance(asked, TaskCancelled) or (broken_off and isinstance(asked, TaskTimeout)):
+            verdict = type(asked)(str(asked))
+            verdict.__cause__ = error
+            return verdict
+        return error
+
     def _delay(self, error: BaseException, failures: int) -> float | None:
         """Return the seconds until the task is tried again; None if it is not."""
         task = self.task
         retry_on = (Retry, *getattr(task, "retry_on", (Exception,)))
-        discard_on = (Discard, Snooze, *getattr(task, "discard_on", ()))
+        discard_on = (Discard, Snooze, TaskCancelled, *getattr(task, "discard_on", ()))
         if failures >= self._policy("max_attempts") or task is None:
             return None
         if isinstance(error, discard_on) or not isinstance(error, retry_on):
@@ -281,6 +393,32 @@ class Attempt:
         times = (None, now, now, now, None)
         workers = payload.text([self.job.worker_id])
         return Outcome(claim.id, claim.fence, FAILED, *counts, *times, texts, workers, None)
+
+    def write_off(self) -> tuple["Attempt", Outcome]:
+        """Return the outcome of an attempt that does not end as it was asked to, and whose it is.
+
+        Of a twin, for the attempt itself may go on at any moment. Sends task_finished, and so
+        runs in a thread that can wait. Where the thread hangs is told with the error.
+        """
+        twin = Attempt(self.job, self.claim)
+        twin.task, twin.started = self.task, self.started
+        twin._asked = reason = self._asked or self.overrun()
+        frame = sys._current_frames().get(self.thread or 0)
+        where = "".join(format_stack(frame)) if frame else "  nobody knows where\n"
+        try:
+            raise reason from TaskInterrupted(f"It did not end. It was at:\n{where}")
+        except Exception as error:
+            outcome = twin._failed(error)
+            if outcome.status == FAILED:
+                twin._announce(task_finished)
+        return twin, outcome
+
+    def cancelled(self, outcome: Outcome) -> Outcome:
+        """Return what becomes of a row that was to be READY again, but was cancelled meanwhile."""
+        errors = [*_listed(outcome.errors), (store.class_path(TaskCancelled), str(TaskCancelled()))]
+        ended = self._outcome(FAILED, errors=payload.text(errors[-MAX_ERRORS:]))
+        kept = ("attempt", "failures", "lost", "started_at", "last_attempted_at", "worker_ids")
+        return ended._replace(**{name: getattr(outcome, name) for name in kept})
 
     def abandon(self) -> Outcome:
         """Return the outcome of an attempt that is not waited for: READY, to be started again."""
@@ -350,6 +488,11 @@ class Attempt:
         """Tell whether sending the signal would do nothing: not even a log line comes of it."""
         level = logging.INFO if self.error is None else logging.ERROR
         return not django_logger.isEnabledFor(level) and _only_logs(signal)
+
+    def _announce_end(self) -> None:
+        """Send task_finished, unless the attempt was given up: that was announced, or is open."""
+        if self._open:
+            self._announce(task_finished)
 
     def _announce(self, signal: Signal) -> None:
         """Send the signal in this thread; a receiver that raises is logged by Django."""
@@ -477,6 +620,11 @@ def roll_back_open(connection: Any, depth: int, task_path: str) -> None:
 def _drop(connection: Any) -> None:
     """Close the connection, whatever state it is in; the next use makes a new one."""
     connection.in_atomic_block = False
+    if connection.vendor == "sqlite" and connection.connection is not None:
+        # A cursor in the middle of its rows, which a traceback may hold for long, keeps a closed
+        # connection of SQLite, and its transaction, from ending.
+        with suppress(Exception):
+            connection.connection.rollback()
     with suppress(Exception):
         connection.close()
     # A new wrapper: the old one still believes in its open blocks.

@@ -14,7 +14,7 @@ from django.db import InterfaceError, OperationalError, connections, reset_queri
 
 from . import payload, store
 from .execute import Attempt
-from .models import FAILED
+from .models import FAILED, READY
 from .store import BATCH, Outcome
 
 logger = logging.getLogger("dbtasks.runner")
@@ -141,19 +141,28 @@ class Finisher:
 
 
 def settle(db: str, batch: list[Ended]) -> list[Ended]:
-    """Write the outcomes; return those whose claim still stood, and log the others."""
+    """Write the outcomes; return those whose claim still stood, as written; log the others.
+
+    A row that was to be READY again, but was cancelled while it ran, ends as cancelled.
+    """
     written = store.settle(db, [outcome for _, outcome in batch])
     if len(written) == len(batch):
         return batch
-    for attempt, outcome in batch:
-        if outcome.id not in written:
-            logger.warning(
-                "%s %s moved on, or was stored before; this outcome (%s) was dropped",
-                attempt.claim.task_path,
-                outcome.id,
-                outcome.status,
-            )
-    return [ended for ended in batch if ended[1].id in written]
+    ended = [one for one in batch if one[1].id in written]
+    left = [one for one in batch if one[1].id not in written]
+    if back := [one for one in left if one[1].status == READY]:
+        cancelled = [(attempt, attempt.cancelled(outcome)) for attempt, outcome in back]
+        written = store.settle(db, [outcome for _, outcome in cancelled])
+        ended += [one for one in cancelled if one[1].id in written]
+        left = [one for one in left if one[1].id not in written]
+    for attempt, outcome in left:
+        logger.warning(
+            "%s %s moved on, or was stored before; this outcome (%s) was dropped",
+            attempt.claim.task_path,
+            outcome.id,
+            outcome.status,
+        )
+    return ended
 
 
 def pause_after(error: Exception, db: str, seconds: float, stop: threading.Event) -> bool:

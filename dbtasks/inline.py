@@ -1,8 +1,9 @@
 """Processing without a runner process: in the caller's thread, when the caller says so.
 
 Owns ``process_one()`` and its kin, for cron jobs, serverless functions and tests. Never starts a
-thread, never waits for work, and never runs a task inside a transaction of the caller, save the
-one that a TestCase opens around each test.
+thread, never waits for work, never runs a task inside a transaction of the caller, save the one
+that a TestCase opens around each test, and never breaks a task off: at its timeout
+`context.should_stop` turns true, and that is all.
 """
 
 import logging
@@ -170,22 +171,23 @@ class Inline:
         return attempt, outcome
 
     def _settle(self, attempt: Attempt, outcome: Outcome) -> Outcome:
-        """Write the outcome and return it, in words that the database takes."""
+        """Write the outcome and return it as written, in words that the database takes."""
+        ended = (attempt, outcome)
         try:
-            settle(self.db, [(attempt, outcome)])
+            written = settle(self.db, [ended])
         except (OperationalError, InterfaceError, KeyboardInterrupt) as error:
             if connections[self.db].in_atomic_block:
                 raise
             # A connection breaks unseen while a task takes its time, and Ctrl-C may come in
             # mid-statement: once more, on a new one. What is written already is not written twice.
             connections[self.db].close()
-            settle(self.db, [(attempt, outcome)])
+            written = settle(self.db, [ended])
             if isinstance(error, KeyboardInterrupt):
                 raise
         except Error:
-            attempt, outcome = unstorable(attempt, outcome)
-            settle(self.db, [(attempt, outcome)])
-        return outcome
+            ended = unstorable(attempt, outcome)
+            written = settle(self.db, [ended])
+        return written[0][1] if written else ended[1]
 
 
 def result_of(attempt: Attempt, outcome: Outcome) -> TaskResult:

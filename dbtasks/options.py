@@ -65,6 +65,8 @@ class Options:
     max_attempts: int = 1
     # Seconds before the next attempt, a list of them, or a function; None grows exponentially.
     backoff: policy.Backoff | None = None
+    # Seconds that one attempt may take; None is for ever.
+    timeout: float | None = None
     # "retry" or "fail": what becomes of a task whose runner was lost.
     on_lost: str = "retry"
     # Alias of the database that holds the queue, when no router says otherwise.
@@ -120,6 +122,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "worker_timeout": _seconds,
     "max_attempts": policy.check_attempts,
     "backoff": policy.check_backoff,
+    "timeout": lambda value: None if value is None else policy.check_timeout(value),
     "on_lost": policy.check_on_lost,
     "database": _alias,
     "enqueue_on_commit": lambda value: _alias(value) if isinstance(value, str) else _flag(value),

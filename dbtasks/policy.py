@@ -1,4 +1,4 @@
-"""Policies of retrying: whether a failed attempt is followed by another, and when.
+"""Policies of attempts: how long one may take, and whether and when another one follows.
 
 Owns their checks and their arithmetic. Never reads a clock, settings or the database.
 """
@@ -7,6 +7,8 @@ import math
 import random
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from .schedule import Duration
 
 # Seconds before the second attempt, doubled for each later one, up to an hour; half of it more or
 # less, so that what failed together does not come back together.
@@ -70,6 +72,11 @@ def check_attempts(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{value!r} is no number of attempts above zero.")
     return value
+
+
+def check_timeout(value: Any) -> float:
+    """Return the duration in seconds; raise DurationError if it is none."""
+    return Duration(value).total_seconds()
 
 
 def check_on_lost(value: Any) -> str:

@@ -1,19 +1,23 @@
-"""The threads and the event loop in which attempts run.
+"""The threads in which attempts run, and the way of coroutines to their loop.
 
-Owns concurrency: how many run at once, how many claimed ones wait, and stopping. Never touches
-the database: claims come in, outcomes go out through a callback.
+Owns concurrency: how many run at once, how many claimed ones wait, who takes the place of a
+thread that does not come back, and stopping. Never touches the database: claims come in, outcomes
+go out through a callback.
 """
 
-import asyncio
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from django.db import connections
 
+from .deadline import Deadlines
+from .exceptions import TaskAbandoned
 from .execute import Attempt, Job, leave_clean
+from .loops import Loops
 from .store import Claim, Outcome
 
 logger = logging.getLogger("dbtasks.runner")
@@ -27,13 +31,16 @@ MAX_PREFETCH = 500
 MAX_COROUTINES = 1000
 # Seconds after which a thread that was idle trusts its old connections no more.
 MAX_IDLE = 10.0
+# Threads written off, and not come back, with which a process has seen its best days: as many as
+# it has, and no fewer than this, for a single one harms nobody.
+MIN_STUCK = 4
 
 
 class Pool:
     """Runs attempts in `threads` threads, coroutines on one event loop.
 
     `done` is called with each attempt's claim and outcome, in the thread that ran it; `hungry`
-    whenever there may be room for more.
+    whenever there may be room for more; `worn_out` when too many threads were written off.
     """
 
     def __init__(
@@ -42,17 +49,16 @@ class Pool:
         threads: int,
         done: Callable[[Attempt, Outcome], None],
         hungry: Callable[[], None],
+        worn_out: Callable[[], None],
     ) -> None:
         self.job, self.threads = job, threads
-        self._done, self._hungry = done, hungry
+        self._done, self._hungry, self._worn_out = done, hungry, worn_out
         self._waiting: SimpleQueue[Attempt | None] = SimpleQueue()
         # Every attempt from its submission to its end: one that a thread has just taken off the
         # queue is not lost from sight.
         self._held: set[Attempt] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_lock = threading.Lock()
-        self._stopped = False
-        self._coroutines: set[asyncio.Task[None]] = set()
+        self._loops = Loops(self._accompany)
+        self._deadlines = Deadlines(self._interrupt, self._write_off)
         # Moving average of the seconds a thread spends on a task. Starts high: nothing is
         # prefetched before tasks have shown that they are short. Racing threads only blur it.
         self._average = PREFETCH_SECONDS
@@ -62,6 +68,9 @@ class Pool:
         self._broken = 0.0
         # How many may wait when more are wanted.
         self._low = 0
+        self._replacing = threading.Lock()
+        # Threads whose place others have taken.
+        self._stuck: list[threading.Thread] = []
         self._threads = [
             threading.Thread(target=self._work, name=f"dbtasks-{n}", daemon=True)
             for n in range(threads)
@@ -84,11 +93,16 @@ class Pool:
         """Whether nothing runs or waits."""
         return not self._held
 
+    @property
+    def stuck(self) -> int:
+        """How many threads, loops and coroutines were written off and have not come back."""
+        return sum(thread.is_alive() for thread in self._stuck) + self._loops.stuck
+
     def room(self) -> int:
         """Return how many more rows to claim now; 0 while enough wait."""
-        if len(self._coroutines) >= MAX_COROUTINES:
+        if len(self._loops) >= MAX_COROUTINES:
             return 0
-        idle = self.threads - (self.running - len(self._coroutines))
+        idle = self.threads - (self.running - len(self._loops))
         # One more row a thread than its task in hand, if that is worth having.
         stock = int(self.threads * (PREFETCH_SECONDS / self._average - 1))
         stock = max(0, min(stock, MAX_PREFETCH))
@@ -134,18 +148,30 @@ class Pool:
         """Forget attempts that were withdrawn; somebody else looks after them now."""
         self._held.difference_update(attempts)
 
+    def cancel(self, claims: Iterable[tuple[Any, int]]) -> None:
+        """End the attempts of those claims, each named by the row's id and its fence."""
+        if wanted := set(claims):
+            for attempt in tuple(self._held):
+                if (attempt.claim.id, attempt.claim.fence) in wanted:
+                    self._deadlines.cancel(attempt)
+
+    def warn(self) -> None:
+        """Let running tasks that ask know that the runner stops."""
+        for attempt in tuple(self._held):
+            attempt.ask(TaskAbandoned())
+
     def abandon(self) -> list[tuple[Attempt, Outcome]]:
         """Return the outcomes with which running attempts are given up; theirs comes too late."""
         given_up = [attempt for attempt in tuple(self._held) if attempt.close()]
+        self.let_go(given_up)
         return [(attempt, attempt.abandon()) for attempt in given_up]
 
     def stop(self) -> None:
-        """Let the threads and the loop end once they have nothing to do."""
+        """Let the threads and the loops end once they have nothing to do."""
+        self._deadlines.stop()
         for _ in self._threads:
             self._waiting.put(None)
-        self._stopped = True
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._cancel)
+        self._loops.stop()
 
     def join(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for the threads to end; return whether they have."""
@@ -154,24 +180,38 @@ class Pool:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _work(self) -> None:
-        """Run attempts until told to end. The thread keeps its connections between tasks."""
+    def _work(self, left: Attempt | None = None) -> None:
+        """Run attempts until told to end. The thread keeps its connections between tasks.
+
+        First it brings to its end the attempt that was `left` by the thread whose place it takes.
+        """
         try:
+            if left is not None:
+                self._give_up(left)
             ended = time.monotonic()
             while (attempt := self._waiting.get()) is not None:
                 self._taken = began = time.monotonic()
                 if ended < max(self._broken, began - MAX_IDLE):
                     connections.close_all()
                 if attempt.is_async:
-                    self._start(attempt)
-                else:
-                    self._end(attempt, self._run(attempt))
+                    self._loops.start(attempt)
+                elif not self._complete(attempt):
+                    return
                 ended = time.monotonic()
                 self._average += (ended - began - self._average) / 16
                 if self._waiting.qsize() <= self._low:
                     self._hungry()
         finally:
             connections.close_all()
+
+    def _complete(self, attempt: Attempt) -> bool:
+        """Run the attempt; return False if another thread has taken the place of this one."""
+        attempt.thread = threading.get_ident()
+        self._deadlines.watch(attempt)
+        if self._end(attempt, self._run(attempt)):
+            return True
+        with self._replacing:
+            return threading.current_thread() in self._threads
 
     def _run(self, attempt: Attempt) -> Outcome:
         try:
@@ -181,50 +221,78 @@ class Pool:
             return attempt.broken(error)
         return outcome
 
-    def _end(self, attempt: Attempt, outcome: Outcome) -> None:
-        """Pass the outcome on, unless the attempt was given up meanwhile."""
-        if attempt.close():
-            self._done(attempt, outcome)
+    def _end(self, attempt: Attempt, outcome: Outcome) -> bool:
+        """Pass the outcome on; return False if the attempt was given up meanwhile."""
+        self._deadlines.forget(attempt)
+        if not attempt.close():
+            return False
+        self._done(attempt, outcome)
         # Only now, so that the attempt is somewhere at every moment.
         self._held.discard(attempt)
-
-    def _start(self, attempt: Attempt) -> None:
-        """Run the attempt's coroutine on the event loop, which starts with the first one."""
-        with self._loop_lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(
-                    target=self._live, args=(self._loop,), name="dbtasks-loop", daemon=True
-                ).start()
-        self._loop.call_soon_threadsafe(self._spawn, attempt)
-
-    def _cancel(self) -> None:
-        """Cancel the coroutines that were given up, and stop the loop once they have heard."""
-        assert self._loop is not None
-        for task in tuple(self._coroutines):
-            task.cancel()
-        self._loop.call_later(0.1 if self._coroutines else 0, self._loop.stop)
-
-    def _spawn(self, attempt: Attempt) -> None:
-        assert self._loop is not None
-        task = self._loop.create_task(self._accompany(attempt))
-        # The loop itself keeps only a weak reference.
-        self._coroutines.add(task)
-        task.add_done_callback(self._coroutines.discard)
+        return True
 
     async def _accompany(self, attempt: Attempt) -> None:
+        attempt.thread = threading.get_ident()
+        self._deadlines.watch(attempt)
         try:
             outcome = await attempt.arun()
         except BaseException as error:  # what arun() does not expect; the row must not stay RUNNING
             outcome = attempt.broken(error)
         self._end(attempt, outcome)
+        # Only now, so that an attempt which is written off is known as a coroutine's.
+        self._loops.forget(attempt)
         self._hungry()
 
-    def _live(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Run the event loop until the pool stops, then close it. The thread's whole life."""
-        while not self._stopped:
-            try:
-                loop.run_forever()
-            except BaseException:  # asyncio lets sys.exit() in a coroutine's child end the loop
-                logger.exception("A task broke the event loop; it goes on")
-        loop.close()
+    # Ending what does not end
+
+    def _interrupt(self, attempt: Attempt) -> None:
+        if attempt in self._loops:
+            self._loops.tell(attempt)
+        else:
+            attempt.call.interrupt()
+
+    def _write_off(self, attempt: Attempt) -> None:
+        """Wait no longer for an attempt that was interrupted: its thread or loop is replaced."""
+        thread = self._successor(attempt)
+        if thread is None:
+            return
+        logger.error(
+            "%s %s does not end; it is written off", attempt.claim.task_path, attempt.claim.id
+        )
+        thread.start()
+        if self.stuck >= max(MIN_STUCK, self.threads):
+            self._worn_out()
+
+    def _successor(self, attempt: Attempt) -> threading.Thread | None:
+        """Return the thread, not yet started, that settles the attempt; None if it has ended."""
+        # Held by a thread that comes back just now, while it asks whether it has been replaced.
+        with self._replacing:
+            if not attempt.close():
+                return None
+            if attempt in self._loops:
+                self._loops.write_off(attempt)
+                return threading.Thread(target=self._bury, args=(attempt,), daemon=True)
+            [old] = [thread for thread in self._threads if thread.ident == attempt.thread]
+            new = threading.Thread(target=self._work, args=(attempt,), name=old.name, daemon=True)
+            self._threads[self._threads.index(old)] = new
+            self._stuck = [thread for thread in self._stuck if thread.is_alive()] + [old]
+            return new
+
+    def _bury(self, attempt: Attempt) -> None:
+        """Settle a coroutine that was written off. The thread's whole life."""
+        try:
+            self._give_up(attempt)
+        finally:
+            connections.close_all()
+
+    def _give_up(self, attempt: Attempt) -> None:
+        """Settle an attempt that was written off, in its stead."""
+        twin = attempt
+        try:
+            twin, outcome = attempt.write_off()
+            leave_clean(attempt.claim.task_path, keep=True)
+        except BaseException as error:  # as for any other attempt
+            outcome = twin.broken(error)
+        self._done(twin, outcome)
+        self._held.discard(attempt)
+        self._hungry()

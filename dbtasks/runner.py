@@ -39,6 +39,8 @@ HINTED = 5
 # Seconds between two polls right after work was found, where no hints arrive; a part of the time
 # since then later on.
 SHORTEST_DELAY, DELAY_GROWTH = 0.1, 1 / 30
+# Seconds between two looks, while tasks run, whether one of them was cancelled.
+CANCEL_INTERVAL = 1.0
 # Part of the time that looks at the whole index may take while rows are claimed, and the seconds
 # after which there is one in any case.
 WHOLE_SHARE, WHOLE_INTERVAL = 0.1, 1.0
@@ -51,7 +53,8 @@ class Runner:
 
     `queues` limits it to those queues; `loop_delay` is the longest idle wait between two looks at
     the database, in seconds; `grace` is how long running tasks may take after stop(). With
-    `drain` it stops when nothing is due or running, with `max_tasks` after so many tasks.
+    `drain` it stops when nothing is due or running, with `max_tasks` after so many tasks; and in
+    any case, `worn_out`, when too many threads hang in tasks that were written off.
     `report` is called with each settled batch, in the finisher's thread; `joined` with each worker
     id that this runner takes, before it claims in that name.
     """
@@ -88,6 +91,8 @@ class Runner:
         self.ready, self.finished = threading.Event(), threading.Event()
         # How many attempts were settled, and failed, since run() began; how many were given up.
         self.done = self.failed = self.abandoned = 0
+        # Whether it has stopped because too many threads hang in tasks that were written off.
+        self.worn_out = False
         self._report, self._joined = report, joined
         self._stopping, self._aborting = threading.Event(), threading.Event()
         self._bell = threading.Event()
@@ -133,6 +138,11 @@ class Runner:
     def running(self) -> int:
         """How many attempts have started and not ended."""
         return 0 if self._pool is None else self._pool.running
+
+    @property
+    def stuck(self) -> int:
+        """How many threads and coroutines were written off and have not come back."""
+        return 0 if self._pool is None else self._pool.stuck
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until nothing is due, running or unsettled; return False if that took too long."""
@@ -192,7 +202,10 @@ class Runner:
         self.worker_id = make_worker_id(self.name)
         self.finished.clear()
         self.done = self.failed = self.abandoned = 0
+        self.worn_out = False
         self._claimed, self._likely, self._look_at = 0, True, 0.0
+        # When to ask next whether something was cancelled.
+        self._hear_at = 0.0
         # The last row claimed, and when to look again at what is older than it.
         self._beyond: store.Claim | None = None
         self._whole_at = 0.0
@@ -211,7 +224,13 @@ class Runner:
         )
         self._heart.start()
         self._finisher = Finisher(self._db, self._on_settled)
-        self._pool = Pool(backend.job(self.worker_id), self.workers, self._finisher.put, self._ring)
+        self._pool = Pool(
+            backend.job(self.worker_id),
+            self.workers,
+            self._finisher.put,
+            self._ring,
+            self._wear_out,
+        )
         self._maintenance = Maintenance(self._db, self.backend)
         wakeup.listen(self.backend, self)
         self._watcher = None if self.drain else wakeup.watch(self._db, self.backend, self)
@@ -246,6 +265,7 @@ class Runner:
             self._look_at = math.inf
             wait = self._promote()
             self._look_at = min(self._look_at, time.monotonic() + wait)
+        until_heard = self._hear()
         room = self._room()
         if room and self._quarantine.has_turn(self._is_empty()):
             self._quarantine.enter(self._claim_suspect())
@@ -263,9 +283,28 @@ class Runner:
         if self._is_over():
             self._stopping.set()
             return 0
-        until_look = max(0.0, self._look_at - time.monotonic())
+        until_look = min(until_heard, max(0.0, self._look_at - time.monotonic()))
         is_watching = is_closed or self._pool.waiting
         return min(until_look, PREFETCH_SECONDS / 2) if is_watching else until_look
+
+    def _hear(self) -> float:
+        """Pass on what was cancelled; return the seconds until the next look, if anything runs."""
+        assert self._pool is not None
+        if self._pool.idle:
+            return math.inf
+        now = time.monotonic()
+        if now >= self._hear_at:
+            self._hear_at = now + CANCEL_INTERVAL
+            self._pool.cancel(store.cancel_requests(self._db, self.worker_id))
+        return self._hear_at - now
+
+    def _wear_out(self) -> None:
+        """Stop: what still hangs may hold locks and memory. Runs in the pool's thread for that."""
+        if not self._stopping.is_set():
+            self.worn_out = True
+            logger.error("%d threads hang in tasks that were written off; stopping", self.stuck)
+            self._stopping.set()
+            self._ring()
 
     def _withdraw(self) -> list[Attempt]:
         """Take back claimed rows that this runner should not start, or not soon."""
@@ -427,6 +466,7 @@ class Runner:
         deadline = time.monotonic() + self.grace
         try:
             self._give_back(self._pool.withdraw())
+            self._pool.warn()
             while not self._pool.idle and not self._aborting.is_set():
                 if (left := deadline - time.monotonic()) <= 0:
                     break

@@ -1,13 +1,14 @@
-"""Tasks as dbtasks knows them: policies, the decorator, results.
+"""Tasks as dbtasks knows them: policies, the decorator, the context, results.
 
-Owns our subclasses of Django's Task and TaskResult, and how both are made from what a row holds.
+Owns our subclasses of Django's Task, TaskContext and TaskResult, and how a task and a result are
+made from what a row holds.
 Never touches the database itself: results reach it through their backend.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, Field, dataclass, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from typing import Any, Self, overload
 
@@ -39,6 +40,8 @@ class Task(base.Task):
     # Exceptions after which the task is tried again, and those after which it never is.
     retry_on: tuple[type[BaseException], ...] = (Exception,)
     discard_on: tuple[type[BaseException], ...] = ()
+    # Seconds that one attempt may take; given as any duration.
+    timeout: float | None = None
     # "retry" or "fail": what becomes of a row whose runner was lost.
     on_lost: str | None = None
     # How long finished rows stay.
@@ -113,6 +116,7 @@ class Task(base.Task):
 POLICIES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "max_attempts": (int, int),
     "backoff": (lambda value: value, policy.check_backoff),
+    "timeout": (float, float),
     "on_lost": (str, str),
     "retain": (timedelta.total_seconds, Duration),
 }
@@ -121,6 +125,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "backoff": policy.check_backoff,
     "retry_on": policy.check_exceptions,
     "discard_on": policy.check_exceptions,
+    "timeout": policy.check_timeout,
     "on_lost": policy.check_on_lost,
     "retain": Duration,
 }
@@ -138,8 +143,9 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Decorate a module-level function as a task: Django's ``@task`` plus policies, also on 6.0.
 
     Takes what ``django.tasks.task`` takes (priority, queue_name, backend, takes_context) and any
-    policy of dbtasks (retain, enqueue_on_commit). Under a backend that is not ours, as in tests,
-    the policies wait unused. Raise InvalidTask if the function or a value is not valid.
+    policy of dbtasks (max_attempts, timeout, retain and the others). Under a backend that is not
+    ours, as in tests, the policies wait unused. Raise InvalidTask if the function or a value is
+    not valid.
     """
     if "run_after" in options:
         raise TypeError("run_after belongs to one call. Use .using(run_after=...) to set it.")
@@ -157,6 +163,39 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         return task_class(func=func, **options)
 
     return decorate(function) if function is not None else decorate
+
+
+def _never() -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskContext(base.TaskContext):  # type: ignore[misc]  # its stub is not frozen
+    """Django's TaskContext, with what a task needs to know to end in time.
+
+    Made without more than a `task_result`, as in a test of one's own, it never asks to stop.
+    """
+
+    # Returns the error with which the attempt should end, None while it may go on.
+    _asked: Callable[[], Exception | None] = field(default=_never, repr=False, compare=False)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the task should end now: its time is over, it was cancelled, or its runner stops.
+
+        A task that returns then has succeeded; one that has more to do calls check().
+        """
+        return self._asked() is not None
+
+    def check(self) -> None:
+        """Return if the task may go on; else raise what ends it, to be let through.
+
+        That is TaskTimeout, a failed attempt; TaskCancelled, which is never retried; or, when the
+        runner stops, TaskAbandoned: the row is given back, to be started again.
+        """
+        if (error := self._asked()) is not None:
+            # A new one each time: exceptions gather tracebacks.
+            raise type(error)(str(error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -195,11 +234,17 @@ class TaskResult(base.TaskResult):  # type: ignore[misc]  # its stub is not froz
         return self
 
     def cancel(self) -> bool:
-        """Cancel the task if it has not started; return whether that was so.
+        """Cancel the task: one that waits ends at once, a running one is asked to stop.
 
-        The row becomes FAILED with TaskCancelled among its errors.
+        Return False if it has finished, or is not there: then nothing was changed. The row
+        becomes FAILED with TaskCancelled among its errors; a running one within seconds, unless
+        its task succeeds before it is stopped.
         """
         return bool(self._backend.cancel(self.id))
+
+    async def acancel(self) -> bool:
+        """See cancel()."""
+        return bool(await self._backend.acancel(self.id))
 
     def retry(self) -> bool:
         """Make the row READY again if it is FAILED; return whether that was so."""

@@ -7,11 +7,12 @@ knows threads. Times are the database's own, read in the statement.
     enqueue     → READY, held until run_after
     promote     held → due
     claim       due → RUNNING; a suspect alone, by claim_suspect
-    settle      RUNNING → SUCCESSFUL, FAILED, or READY again
+    settle      RUNNING → SUCCESSFUL, FAILED, or, unless it was cancelled, READY again
                 (not started: `unstarted` makes that outcome)
     retry       FAILED → READY
     run_now     scheduled → due
     cancel      READY → FAILED
+    request_cancel  RUNNING → RUNNING, asked to end: its runner looks for `cancel_requests`
     purge       finished → deleted
     delete      finished → deleted
 
@@ -55,6 +56,7 @@ __all__ = [
     "NewTask",
     "Outcome",
     "cancel",
+    "cancel_requests",
     "claim",
     "claim_one",
     "claim_suspect",
@@ -67,6 +69,7 @@ __all__ = [
     "promote",
     "purge",
     "purge_older",
+    "request_cancel",
     "retry",
     "run_now",
     "settle",
@@ -225,7 +228,9 @@ def _claim(
 def settle(db: str, outcomes: Sequence[Outcome]) -> set[Any]:
     """Write what became of claimed rows; return the ids whose claim still stood.
 
-    A row that moved on since (another fence, or no longer RUNNING) is left as it is.
+    A row that moved on since (another fence, or no longer RUNNING) is left as it is, and so is
+    one that was to be READY again, but was cancelled while it ran: that is FAILED, by an outcome
+    of the caller's.
     """
     written: set[Any] = set()
     for batch in _batches(_adapted(connections[db], outcomes), _chars):
@@ -292,7 +297,7 @@ def look(db: str, backend: str, queues: Iterable[str] | None = None) -> Look:
     head = f"(SELECT 1 FROM {TABLE} WHERE {{}} ORDER BY priority DESC, id LIMIT 1)"
     heads = ", ".join(head.format(pick.where) for pick in picks)
     suspect = f"(SELECT 1 FROM {TABLE} WHERE {suspects.where} LIMIT 1)"
-    due, alone, first, now = sql.look(
+    [(due, alone, first, now)] = sql.read(
         connection,
         f"SELECT COALESCE({heads}, 0), COALESCE({suspect}, 0), MIN(run_after), "
         f"{sql.now(connection)} FROM {TABLE} WHERE {_SCHEDULED}",
@@ -405,6 +410,27 @@ def _cancel(db: str, row: ScheduledTask, at: datetime, stay: timedelta | None) -
         errors=[*(row.errors or []), error],
         unique_slot=None,
     )
+
+
+def request_cancel(db: str, ids: Iterable[UUID]) -> int:
+    """Note on those of the rows that are RUNNING that they are to end; return how many there were.
+
+    A row that was asked before counts too. Whoever runs it sees to it; see settle() and rescue.
+    """
+    rows = _by_hand(db, ids).filter(status=RUNNING)
+    return _unit(db, lambda *_: rows.update(cancel_requested=True))
+
+
+def cancel_requests(db: str, worker_id: str) -> list[tuple[Any, int]]:
+    """Return id and fence, as claims hold them, of the worker's running rows that are to end."""
+    connection = connections[db]
+    rows = _sql(connection).read(
+        connection,
+        f"SELECT id, fence FROM {TABLE} WHERE status = '{RUNNING}' AND worker_id = %s "
+        "AND cancel_requested",
+        [worker_id],
+    )
+    return [(key(db, id), fence) for id, fence in rows]
 
 
 def _by_hand(db: str, ids: Iterable[UUID]) -> ScheduledTaskQuerySet:

@@ -14,7 +14,7 @@ from django.db import connections, transaction
 from django.utils import timezone
 
 from ..models import TABLE
-from .rows import SUSPECT, Change, Claim, NewTask, Outcome, Pick
+from .rows import SETTLED, SUSPECT, Change, Claim, NewTask, Outcome, Pick
 
 # Entries of rows that were claimed stay in the index until InnoDB purges them, which waits for the
 # oldest transaction of the server.
@@ -75,11 +75,11 @@ def change(connection: Any, change: Change) -> int:
     return len(ids)
 
 
-def look(connection: Any, sql: str, params: Sequence[Any]) -> Any:
-    """Return the one row of a SELECT that must stay on its indexes."""
+def read(connection: Any, sql: str, params: Sequence[Any]) -> list[Any]:
+    """Return the rows of a SELECT that must stay on its indexes."""
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
-        return cursor.fetchone()
+        return list(cursor.fetchall())
 
 
 def _lock(change: Change, pick: Pick, columns: str) -> str:
@@ -114,8 +114,9 @@ def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
     )
     with connection.cursor() as cursor:
         cursor.execute(
-            f"UPDATE {source} SET {changes}, t.worker_id = NULL, t.hold = {hold} "
-            "WHERE t.fence = v.fence AND t.status = 'RUNNING'",
+            f"UPDATE {source} SET {changes}, {SETTLED}, t.hold = {hold} "
+            "WHERE t.fence = v.fence AND t.status = 'RUNNING' "
+            "AND NOT (t.cancel_requested AND v.status = 'READY')",
             [rows],
         )
         if cursor.rowcount == len(outcomes):

@@ -10,7 +10,7 @@ from typing import Any
 from django.db import transaction
 
 from ..models import TABLE
-from .rows import SUSPECT, Change, Claim, NewTask, Outcome, Pick
+from .rows import SETTLED, SUSPECT, Change, Claim, NewTask, Outcome, Pick
 
 # Deadlock, serialisation failure, lock timeout: the statement did nothing and may be run again.
 TRANSIENT = {"40P01", "40001", "55P03"}
@@ -74,9 +74,9 @@ def change(connection: Any, change: Change) -> int:
     return len(_pinned(connection, *_statement(change, "RETURNING 1")))
 
 
-def look(connection: Any, sql: str, params: Sequence[Any]) -> Any:
-    """Return the one row of a SELECT that must stay on its indexes."""
-    return _pinned(connection, sql, params)[0]
+def read(connection: Any, sql: str, params: Sequence[Any]) -> list[Any]:
+    """Return the rows of a SELECT that must stay on its indexes."""
+    return _pinned(connection, sql, params)
 
 
 def _statement(change: Change, returning: str) -> tuple[str, list[Any]]:
@@ -143,8 +143,8 @@ def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
             f"WITH v({names}) AS ({source}), k AS MATERIALIZED (SELECT v.* FROM v "
             f"CROSS JOIN LATERAL (SELECT 1 FROM {TABLE} WHERE id = v.id "
             "AND CASE status WHEN 'RUNNING' THEN fence END = v.fence "
-            "FOR NO KEY UPDATE OFFSET 0) held) "
-            f"UPDATE {TABLE} t SET {changes}, worker_id = NULL, hold = {_HOLD} FROM k "
+            "AND NOT (cancel_requested AND v.status = 'READY') FOR NO KEY UPDATE OFFSET 0) held) "
+            f"UPDATE {TABLE} t SET {changes}, {SETTLED}, hold = {_HOLD} FROM k "
             "WHERE t.id = k.id AND t.id = ANY(ARRAY(SELECT id FROM k)) RETURNING t.id::text",
             params,
         )

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 # Losses of its runner after which a row starts alone. Two may be a neighbour's fault, and most
 # often are nobody's: a machine that went down, a runner that was killed.
 SUSPECT = 2
+# What else the end of an attempt sets: nobody runs the row, and no wish to cancel it is left.
+SETTLED = "worker_id = NULL, cancel_requested = FALSE"
 
 
 class NewTask(NamedTuple):

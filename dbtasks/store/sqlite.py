@@ -11,7 +11,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from ..models import TABLE
-from .rows import SUSPECT, Change, Claim, NewTask, Outcome
+from .rows import SETTLED, SUSPECT, Change, Claim, NewTask, Outcome
 
 # The entry of a row that was claimed is gone from the index at once.
 LEAVES_DEAD = False
@@ -53,11 +53,11 @@ def change(connection: Any, change: Change) -> int:
         return int(cursor.rowcount)
 
 
-def look(connection: Any, sql: str, params: Sequence[Any]) -> Any:
-    """Return the one row of a SELECT that must stay on its indexes."""
+def read(connection: Any, sql: str, params: Sequence[Any]) -> list[Any]:
+    """Return the rows of a SELECT that must stay on its indexes."""
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
-        return cursor.fetchone()
+        return list(cursor.fetchall())
 
 
 def _statement(change: Change, returning: str = "") -> tuple[str, list[Any]]:
@@ -84,9 +84,13 @@ def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
     )
     with transaction.atomic(connection.alias), connection.cursor() as cursor:
         cursor.executemany(
-            f"UPDATE {TABLE} SET {changes}, worker_id = NULL, hold = {hold} "
-            "WHERE id = %s AND fence = %s AND status = 'RUNNING'",
-            [(*o[2:], o.status, o.run_after, o.status, o.lost, o.id, o.fence) for o in outcomes],
+            f"UPDATE {TABLE} SET {changes}, {SETTLED}, hold = {hold} "
+            "WHERE id = %s AND fence = %s AND status = 'RUNNING' "
+            "AND NOT (cancel_requested AND %s = 'READY')",
+            [
+                (*o[2:], o.status, o.run_after, o.status, o.lost, o.id, o.fence, o.status)
+                for o in outcomes
+            ],
         )
         if cursor.rowcount == len(outcomes):
             return {outcome.id for outcome in outcomes}

@@ -6,7 +6,7 @@ its beat stands still, which the caller has watched, and the guard on the beat m
     register    ∅ → live
     beat        live → live, beat + 1
     give_up     live → lost, if the beat is still the one seen
-    rescue      rows of lost workers: RUNNING → READY, or FAILED
+    rescue      rows of lost workers: RUNNING → READY, or FAILED, above all if it was cancelled
     leave       → deleted
 """
 
@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from .. import payload
-from ..exceptions import WorkerLost
+from ..exceptions import TaskCancelled, WorkerLost
 from ..models import FAILED, READY, WORKERS, ScheduledTask, Worker
 from . import BATCH, Outcome, _unit, class_path, key, now, settle
 
@@ -84,8 +84,9 @@ def rescue(
     """Give back up to 500 rows of the backend's lost workers; return those that were, as they were.
 
     A row that may not be retried is FAILED, and so is one whose runner was lost for the third
-    time: it may be what kills them. Each row is guarded by the fence that was seen, so a run that
-    ended meanwhile, or began, is left alone. `retain` tells how long a FAILED row stays.
+    time: it may be what kills them. One that was to be cancelled is. Each row is guarded by the
+    fence that was seen, so a run that ended meanwhile, or began, is left alone. `retain` tells how
+    long a FAILED row stays.
     """
     silent = Worker.objects.using(db).filter(state=LOST, backend=backend)
     lost = list(silent.values_list("pk", flat=True))
@@ -98,7 +99,9 @@ def rescue(
         # Only those that hold no row any more.
         silent.filter(pk__in=lost, beat_at__lt=at - REMEMBERED).delete()
         return []
-    failed = [row.lost + 1 >= MAX_LOST or not may_retry(row) for row in seen]
+    failed = [
+        row.cancel_requested or row.lost + 1 >= MAX_LOST or not may_retry(row) for row in seen
+    ]
     stays = [retain(row) if ends else None for row, ends in zip(seen, failed, strict=True)]
     written = settle(db, [_lost(db, *row, at) for row in zip(seen, failed, stays, strict=True)])
     return [row for row in seen if key(db, row.pk) in written]
@@ -109,6 +112,9 @@ def _lost(
 ) -> Outcome:
     """Return what becomes of a row whose runner was lost."""
     error = (class_path(WorkerLost), f"{WorkerLost()} It was {row.worker_id}.")
+    if row.cancel_requested:
+        text = f"The task was cancelled while it ran. {WorkerLost()} It was {row.worker_id}."
+        error = (class_path(TaskCancelled), text)
     return Outcome(
         id=key(db, row.pk),
         fence=row.fence,

@@ -36,6 +36,7 @@ STATES = {
     "due": {"status": READY},
     "scheduled": {"status": READY, "hold": Hold.SCHEDULED, "run_after": timezone.now() + HOUR},
     "running": {"status": RUNNING, "worker_id": "w1", "attempt": 1},
+    "stopping": {"status": RUNNING, "worker_id": "w1", "attempt": 1, "cancel_requested": True},
     "successful": {"status": SUCCESSFUL, "worker_ids": ["w1"]},
     "failed": {"status": FAILED, "worker_ids": ["w1"], "errors": [BOOM]},
     "cancelled": {"status": FAILED, "errors": [CANCELLED]},
@@ -133,16 +134,17 @@ class ListTests(AdminCase):
         self.assertContains(self.list(), ">ValueError: boom</span>")
 
     def test_the_state_filter_finds_its_rows(self):
-        """Each choice of the filter lists the rows in that state, cancelled ones as failed."""
+        """Cancelled rows are listed as failed, those that are asked to stop as running."""
         for state in STATES:
             make_row(state, task_path=f"shop.tasks.{state}")
+        listed = {"cancelled": "failed", "stopping": "running"}
 
         for state in STATES:
             with self.subTest(state):
-                found = self.list(state="failed" if state == "cancelled" else state)
-                shown = {row.task_path for row in found.context["cl"].result_list}
-                self.assertIn(f"shop.tasks.{state}", shown)
-                self.assertEqual(2 if state in ("failed", "cancelled") else 1, len(shown))
+                choice = listed.get(state, state)
+                shown = {row.task_path for row in self.list(state=choice).context["cl"].result_list}
+                expected = {f"shop.tasks.{s}" for s in STATES if listed.get(s, s) == choice}
+                self.assertEqual(expected, shown)
 
     def test_statements_do_not_grow_with_rows(self):
         """The list page takes five statements, two for the session, however many the rows."""
@@ -383,11 +385,16 @@ class DetailTests(AdminCase):
 
     def test_buttons_fit_the_state(self):
         """The page offers what its row allows, and comes back to the row."""
-        offered = {"due": "cancel_waiting", "scheduled": "run_now", "failed": "retry_failed"}
+        offered = {
+            "due": "cancel",
+            "scheduled": "run_now",
+            "running": "cancel",
+            "failed": "retry_failed",
+        }
         for state in STATES:
             with self.subTest(state):
                 html = self.detail(make_row(state))
-                self.assertEqual("<button name=" in html, state not in ("running", "successful"))
+                self.assertEqual("<button name=" in html, state not in ("stopping", "successful"))
                 self.assertIn(offered.get(state, "</html>"), html)
 
         row = make_row("failed")
@@ -417,18 +424,30 @@ class ActionTests(AdminCase):
     def test_retry_moves_failed_rows_alone(self):
         """Failed rows are made ready, cancelled ones among them; nothing else changes."""
         self.assertEqual({"failed", "cancelled"}, self.outcome("retry_failed"))
-        self.assertContains(self.response, "2 of 6 tasks were made ready; the others had moved on.")
+        self.assertContains(self.response, "2 of 7 tasks were made ready; the others had moved on.")
 
     def test_run_now_moves_scheduled_rows_alone(self):
         """A scheduled row is made due; nothing else changes."""
         self.assertEqual({"scheduled"}, self.outcome("run_now"))
-        self.assertContains(self.response, "1 of 6 tasks are due now")
+        self.assertContains(self.response, "1 of 7 tasks are due now")
 
-    def test_cancel_moves_waiting_rows_alone(self):
-        """Due and scheduled rows become FAILED; nothing else changes."""
-        self.assertEqual({"due", "scheduled"}, self.outcome("cancel_waiting"))
-        self.assertContains(self.response, "2 of 6 tasks were cancelled")
+    def test_cancel_ends_what_waits_and_asks_what_runs(self):
+        """Due and scheduled rows become FAILED, running ones are asked; nothing else changes."""
+        self.assertEqual({"due", "scheduled", "running"}, self.outcome("cancel"))
+        self.assertContains(self.response, "2 of 5 tasks were cancelled")
+        self.assertContains(self.response, "2 running tasks were asked to stop.")
         self.assertEqual(4, ScheduledTask.objects.failed().count())
+        self.assertEqual(2, ScheduledTask.objects.filter(cancel_requested=True).count())
+
+    def test_cancel_of_running_rows_says_no_more_than_that(self):
+        """Where nothing waits, nothing is said of it; the history tells who asked."""
+        row = make_row("running")
+        response = self.act("cancel", row)
+
+        self.assertContains(response, "1 running task was asked to stop.")
+        self.assertNotContains(response, "cancelled")
+        history = reverse("admin:dbtasks_scheduledtask_history", args=[row.pk])
+        self.assertContains(self.client.get(history), "Asked to stop.")
 
     def test_delete_takes_expired_rows_alone(self):
         """A finished row whose time is over is deleted, whatever else was selected."""
@@ -490,7 +509,7 @@ class ActionTests(AdminCase):
         """Retention is that of the row's own backend; a backend that is gone keeps for ever."""
         rows = [make_row(backend=alias) for alias in ("default", "gone")]
 
-        self.act("cancel_waiting", *rows)
+        self.act("cancel", *rows)
 
         stays = [ScheduledTask.objects.get(pk=row.pk) for row in rows]
         self.assertEqual(timedelta(days=7), stays[0].delete_after - stays[0].finished_at)
@@ -536,7 +555,7 @@ class PermissionTests(AdminCase):
     moves = {
         "retry_failed": ("change", "failed"),
         "run_now": ("change", "scheduled"),
-        "cancel_waiting": ("change", "due"),
+        "cancel": ("change", "due"),
         "delete_expired": ("delete", "successful"),
     }
 

@@ -468,6 +468,25 @@ class ResultTests(TaskTestMixin, TestCase):
         self.assertEqual(dbtasks.TaskCancelled, result.errors[0].exception_class)
         self.assertEqual(0, self.run_tasks(until=2 * HOUR).total)
 
+    async def test_acancel_does_the_same(self):
+        """Of the result and of the backend."""
+        first, second = await tasks.add.aenqueue(1, 2), await tasks.add.aenqueue(3, 4)
+
+        self.assertTrue(await first.acancel())
+        self.assertTrue(await default_task_backend.acancel(second.id))
+        self.assertFalse(await default_task_backend.acancel(second.id))
+
+    def test_cancel_asks_a_running_task_to_end(self):
+        """True says that it was asked; it runs on until its runner hears."""
+        result = tasks.add.enqueue(1, 2)
+        store.claim_one("default", "default", "w1", result.id)
+
+        self.assertTrue(result.cancel())
+        self.assertTrue(result.cancel())
+        result.refresh()
+        self.assertEqual(RUNNING, result.status)
+        self.assertTrue(ScheduledTask.objects.get().cancel_requested)
+
     def test_cancel_leaves_a_finished_task_alone(self):
         """What has happened stays."""
         result = tasks.add.enqueue(1, 2)

@@ -1,6 +1,7 @@
 """Tasks that misbehave, and some that count on a clean thread."""
 
 import asyncio
+import select
 import sys
 import threading
 import time
@@ -243,6 +244,8 @@ class Gate:
 
     opened = threading.Event()
     entered = threading.Semaphore(0)
+    # What a task waits at that hangs in a call into C.
+    pipe = (-1, -1)
 
 
 @task
@@ -322,3 +325,170 @@ def break_other() -> None:
     """Fail on another database than the queue's."""
     with connections["other"].cursor() as cursor:
         cursor.execute("SELECT nonsense FROM nowhere")
+
+
+# Tasks that take too long, in all ways
+
+
+@task
+def spin() -> None:
+    """Run Python code for ever."""
+    Gate.entered.release()
+    while True:
+        pass
+
+
+@task
+def spin_on() -> None:
+    """Run Python code for ever, whatever Exception comes."""
+    Gate.entered.release()
+    while True:
+        try:
+            while True:
+                pass
+        except Exception:
+            remembered.append(0)
+
+
+@task
+def spin_in_transaction() -> None:
+    """Use the database for ever, in a transaction that is never left."""
+    leave_transaction_open.func()
+    while True:
+        ScheduledTask.objects.count()
+
+
+@task
+def hang() -> None:
+    """Be in a call that no signal of ours reaches, until the test opens the gate; then go on."""
+    Gate.entered.release()
+    # One call into C, which runs no Python code, until the other end of the pipe is closed.
+    select.select([Gate.pipe[0]], [], [], 60)
+    remembered.append(1)
+
+
+@task
+def refuse() -> None:
+    """Swallow what should end it, and go on until the gate opens."""
+    Gate.entered.release()
+    while not Gate.opened.is_set():
+        try:
+            time.sleep(0.01)
+        except BaseException:
+            remembered.append(2)
+
+
+@dbtasks.task(takes_context=True)
+def heed(context: dbtasks.TaskContext) -> str:
+    """Return as soon as it should stop."""
+    Gate.entered.release()
+    while not context.should_stop:
+        time.sleep(0.01)
+    return "stopped"
+
+
+@dbtasks.task(takes_context=True)
+def obey(context: dbtasks.TaskContext) -> None:
+    """Let itself be stopped."""
+    Gate.entered.release()
+    while True:
+        context.check()
+        time.sleep(0.01)
+
+
+@dbtasks.task(takes_context=True)
+def snooze_in_time(context: dbtasks.TaskContext) -> str:
+    """Put the rest off when the time is over."""
+    if context.attempt > 1:
+        return "the rest"
+    while not context.should_stop:
+        time.sleep(0.01)
+    raise dbtasks.Snooze(0)
+
+
+@dbtasks.task(takes_context=True)
+async def aheed(context: dbtasks.TaskContext) -> str:
+    while not context.should_stop:
+        await asyncio.sleep(0.01)
+    return "stopped"
+
+
+@task
+async def anap() -> None:
+    """Sleep for longer than anybody waits."""
+    Gate.entered.release()
+    try:
+        await asyncio.sleep(60)
+    finally:
+        remembered.append(3)
+
+
+@task
+async def arefuse() -> None:
+    """Swallow the cancellation, and go on until the gate opens."""
+    Gate.entered.release()
+    while not Gate.opened.is_set():
+        try:
+            await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            remembered.append(4)
+
+
+@task
+async def ablock() -> None:
+    """Keep the loop from coming round."""
+    hang.func()
+
+
+@dbtasks.task(timeout="0.2s", max_attempts=2, backoff=0)
+def decorated() -> None:
+    spin.func()
+
+
+@dbtasks.task(timeout=0.004)
+def end_about_now(seconds: float) -> float:
+    """Run Python code for that long: about as long as it may."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+    return seconds
+
+
+@task
+def stay_unharmed(rounds: int) -> int:
+    """Do nothing that could take too long, in code that an exception would show in."""
+    return sum(1 for _ in range(rounds))
+
+
+@task
+def sleep(seconds: float) -> None:
+    """Be in one call into C for so long."""
+    time.sleep(seconds)
+
+
+@task
+def fail_at_gate() -> None:
+    wait_at_gate.func()
+    raise ValueError("after the gate")
+
+
+@task
+def snooze_at_gate() -> None:
+    wait_at_gate.func()
+    raise dbtasks.Snooze(0)
+
+
+@dbtasks.task(takes_context=True)
+def snooze_when_asked(context: dbtasks.TaskContext) -> None:
+    """Put off what is not wanted any more."""
+    Gate.entered.release()
+    while not context.should_stop:
+        time.sleep(0.01)
+    raise dbtasks.Snooze(0)
+
+
+@dbtasks.task(takes_context=True)
+def cancel_itself(context: dbtasks.TaskContext) -> None:
+    """Be cancelled while running, and want to run again."""
+    assert context.task_result.cancel()
+    raise dbtasks.Snooze(0)

@@ -11,7 +11,7 @@ from django.test import TestCase, TransactionTestCase
 from dbtasks import store
 from dbtasks.models import TABLE, ScheduledTask
 
-from .base import DB, ids, make_claim, make_task, outcome, row, vendor
+from .base import DB, ids, make_claim, make_task, outcome, release, row, vendor
 
 
 class GuardTests(TestCase):
@@ -161,6 +161,44 @@ class GuardTests(TestCase):
 
         self.assertEqual(0, store.cancel(DB, [id], cancelled))
         self.assertEqual(1, len(row(id).errors))
+
+    def test_only_running_rows_are_asked_to_end(self):
+        """Others are cancelled, or have nothing left to cancel."""
+        due, running, done = make_task(), make_claim(), make_claim()
+        store.settle(DB, [outcome(done)])
+
+        self.assertEqual(1, store.request_cancel(DB, [due, running.id, done.id]))
+        self.assertEqual(1, store.request_cancel(DB, [running.id]))
+        self.assertFalse(row(due).cancel_requested or row(done.id).cancel_requested)
+
+    def test_a_worker_hears_of_its_own_rows_only(self):
+        """Each with the fence of the claim that is meant."""
+        mine, other = make_claim("w1"), make_claim("w2")
+        make_claim("w1")
+        store.request_cancel(DB, [mine.id, other.id])
+
+        self.assertEqual([(mine.id, mine.fence)], store.cancel_requests(DB, "w1"))
+        store.settle(DB, [outcome(mine)])
+        self.assertEqual([], store.cancel_requests(DB, "w1"))
+
+    def test_a_row_to_be_cancelled_is_not_ready_again(self):
+        """Whatever the reason; beside it others are settled, and its own end is taken."""
+        asked, other = make_claim(), make_claim()
+        store.request_cancel(DB, [asked.id])
+        later = store.now(DB) + timedelta(hours=1)
+        written = store.settle(
+            DB, [outcome(asked, "READY", run_after=later), outcome(other, "READY")]
+        )
+
+        self.assertEqual({other.id}, written)
+        self.assertEqual(0, release([asked]))
+        self.assertEqual(("RUNNING", "w1"), (row(asked.id).status, row(asked.id).worker_id))
+        for status in ("FAILED", "SUCCESSFUL"):
+            self.change(asked.id, status="RUNNING", cancel_requested=True)
+            self.assertEqual({asked.id}, store.settle(DB, [outcome(asked, status)]))
+            self.assertEqual(
+                (status, False), (row(asked.id).status, row(asked.id).cancel_requested)
+            )
 
     def test_cancel_frees_the_unique_slot(self):
         """What is cancelled stands in nobody's way."""

@@ -125,6 +125,7 @@ class PlanTests(TransactionTestCase):
             "claim": lambda: claims.extend(claim()),
             "claim of a queue": lambda: claim(["default"]),
             "claim of a suspect": lambda: store.claim_suspect(DB, "default", "w1", registered=True),
+            "cancel requests": lambda: store.cancel_requests(DB, "w1"),
             "settle": lambda: store.settle(DB, [outcome(claim) for claim in claims]),
             "look": lambda: store.look(DB, "default"),
             "look at a queue": lambda: store.look(DB, "default", ["none"]),

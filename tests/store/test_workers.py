@@ -152,6 +152,21 @@ class RescueTests(TestCase):
         self.assertEqual([], rescue())
         self.assertFalse(Worker.objects.filter(pk="w1").exists())
 
+    def test_a_row_that_was_cancelled_ends(self):
+        """It does not start again, and says both."""
+        claim("w1")
+        store.request_cancel(DB, [self.id])
+        workers.give_up(DB, "w1", 0)
+
+        self.assertEqual([self.id], rescue())
+        task = row(self.id)
+        self.assertEqual(
+            ("FAILED", False, ["w1"]), (task.status, task.cancel_requested, task.worker_ids)
+        )
+        self.assertEqual("dbtasks.exceptions.TaskCancelled", task.errors[0][0])
+        self.assertIn("w1", task.errors[0][1])
+        self.assertEqual(timedelta(days=1), task.delete_after - task.finished_at)
+
     def test_a_third_loss_is_the_last(self):
         """A task that kills its runner does not do so for ever."""
         for n in range(3):

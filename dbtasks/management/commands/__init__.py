@@ -1,1 +1,1 @@
-"""What ``manage.py`` gains: taskrunner and purgetasks."""
+"""What ``manage.py`` gains: taskrunner, purgetasks, and dbtasks with its verbs."""

@@ -8,10 +8,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from ... import checks, cli
-from ...backend import DatabaseBackend
 from ...exceptions import RunnerError
 from ...report import Report, Screen, banner, log_output
-from ...runner import Runner, check_backend
+from ...runner import Runner
 from ...supervisor import Leash, Supervisor, command_line
 
 SIGNALS = """\
@@ -19,8 +18,9 @@ Signals: the first SIGTERM or SIGINT (Ctrl-C) gives back what has not started an
 seconds for what runs; the second leaves now.
 
 Exit codes: 0 stopped as asked, or drained; 1 could not start; 2 wrong flag; 3 --drain, and a task
-failed; 5 grace ran out, running tasks were given back; 6 the runner needs to be replaced; 128 + n
-left by a second signal n.
+failed; 5 grace ran out, running tasks were given back; 6 too many threads hang in tasks that were
+written off at their timeout, another runner has to take its place; 128 + n left by a second signal
+n.
 
 With --processes the signals reach all of them through the first, once each; --workers, --max-tasks
 and --drain count in each. One that dies is replaced, after a pause if it dies again soon. The exit
@@ -59,12 +59,7 @@ class Command(BaseCommand):
             metavar="ID",
             help="Start of the worker's name; something random is added (default: host and pid).",
         )
-        parser.add_argument(
-            "--backend",
-            default="default",
-            metavar="ALIAS",
-            help="Alias in TASKS whose tasks are run (default: default).",
-        )
+        cli.add_backend(parser, "Alias in TASKS whose tasks are run (default: default).")
         parser.add_argument(
             *("-q", "--queue"),
             action="append",
@@ -114,7 +109,7 @@ class Command(BaseCommand):
             raise SystemExit(error.returncode) from error
 
     def _handle(self, leash: Leash | None, options: dict[str, Any]) -> None:
-        backend = _backend(options["backend"])
+        backend = cli.one_backend(options["backend"])
         cli.check_queues(backend, options["queues"])
         cli.check_database(backend.database)
         verbosity, as_json = options["verbosity"], options["as_json"]
@@ -141,17 +136,10 @@ class Command(BaseCommand):
             except (ImproperlyConfigured, RunnerError) as error:
                 raise CommandError(str(error)) from error
         # Threads that were given up may still hold on to a task: nobody waits for them.
-        if called and (runner.abandoned or code > 128):
+        if called and (runner.abandoned or runner.stuck or code > 128):
             cli.leave(code)
         if code:
             raise SystemExit(code)
-
-
-def _backend(alias: str) -> DatabaseBackend:
-    try:
-        return check_backend(alias)
-    except (ImproperlyConfigured, RunnerError) as error:
-        raise CommandError(str(error)) from error
 
 
 def _leash() -> Leash | None:
