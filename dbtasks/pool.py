@@ -84,6 +84,11 @@ class Pool:
         """Whether nothing runs or waits."""
         return not self._held
 
+    @property
+    def claims(self) -> list[Claim]:
+        """The claims of all attempts that have not ended. Any thread may ask."""
+        return [attempt.claim for attempt in tuple(self._held)]
+
     def room(self) -> int:
         """Return how many more rows to claim now; 0 while enough wait."""
         if len(self._coroutines) >= MAX_COROUTINES:

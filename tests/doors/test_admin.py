@@ -35,6 +35,7 @@ CANCELLED = [store.class_path(TaskCancelled), str(TaskCancelled())]
 STATES = {
     "due": {"status": READY},
     "scheduled": {"status": READY, "hold": Hold.SCHEDULED, "run_after": timezone.now() + HOUR},
+    "suspect": {"status": READY, "hold": Hold.SUSPECT, "lost": 2},
     "running": {"status": RUNNING, "worker_id": "w1", "attempt": 1},
     "successful": {"status": SUCCESSFUL, "worker_ids": ["w1"]},
     "failed": {"status": FAILED, "worker_ids": ["w1"], "errors": [BOOM]},
@@ -417,18 +418,18 @@ class ActionTests(AdminCase):
     def test_retry_moves_failed_rows_alone(self):
         """Failed rows are made ready, cancelled ones among them; nothing else changes."""
         self.assertEqual({"failed", "cancelled"}, self.outcome("retry_failed"))
-        self.assertContains(self.response, "2 of 6 tasks were made ready; the others had moved on.")
+        self.assertContains(self.response, "2 of 7 tasks were made ready; the others had moved on.")
 
     def test_run_now_moves_scheduled_rows_alone(self):
         """A scheduled row is made due; nothing else changes."""
         self.assertEqual({"scheduled"}, self.outcome("run_now"))
-        self.assertContains(self.response, "1 of 6 tasks are due now")
+        self.assertContains(self.response, "1 of 7 tasks are due now")
 
     def test_cancel_moves_waiting_rows_alone(self):
-        """Due and scheduled rows become FAILED; nothing else changes."""
-        self.assertEqual({"due", "scheduled"}, self.outcome("cancel_waiting"))
-        self.assertContains(self.response, "2 of 6 tasks were cancelled")
-        self.assertEqual(4, ScheduledTask.objects.failed().count())
+        """Rows that have not started become FAILED; nothing else changes."""
+        self.assertEqual({"due", "scheduled", "suspect"}, self.outcome("cancel_waiting"))
+        self.assertContains(self.response, "3 of 7 tasks were cancelled")
+        self.assertEqual(5, ScheduledTask.objects.failed().count())
 
     def test_delete_takes_expired_rows_alone(self):
         """A finished row whose time is over is deleted, whatever else was selected."""
