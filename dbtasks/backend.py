@@ -220,17 +220,19 @@ class DatabaseBackend(BaseTaskBackend):
 
     def _run_now(self, db: str, id: Any, result: TaskResult) -> None:
         """Run the row just written in this thread, unless its run_after is to come."""
-        from . import execute, store
+        from . import execute, liveness, store
         from .models import READY, Hold
 
-        claim = store.claim_one(db, self.alias, worker_id := make_worker_id(), id, Hold.IMMEDIATE)
-        if claim is None:
-            return
-        attempt = execute.Attempt(self.job(worker_id), claim)
-        attempt.task = result.task
-        outcome = self._run_inside(attempt, result.task.module_path)
-        if not store.settle(db, [outcome]) and outcome.status == READY:
-            store.settle(db, [attempt.cancelled(outcome)])
+        worker_id = make_worker_id()
+        with liveness.alive(db, worker_id, self.alias, self.config.worker_timeout):
+            claim = store.claim_one(db, self.alias, worker_id, id, Hold.IMMEDIATE)
+            if claim is None:
+                return
+            attempt = execute.Attempt(self.job(worker_id), claim)
+            attempt.task = result.task
+            outcome = self._run_inside(attempt, result.task.module_path)
+            if not store.settle(db, [outcome]) and outcome.status == READY:
+                store.settle(db, [attempt.cancelled(outcome)])
         result.refresh()
         if isinstance(attempt.error, KeyboardInterrupt):
             raise attempt.error

@@ -4,6 +4,7 @@ Owns outcomes from the end of an attempt until the database has them: gathering,
 patience. Never drops one, and never decides what it says.
 """
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -15,14 +16,16 @@ from django.db import InterfaceError, OperationalError, connections, reset_queri
 from . import payload, store
 from .execute import Attempt
 from .models import FAILED, READY
-from .store import BATCH, Outcome
+from .patience import DEADLINE, MOST, Within, prompt
+from .store import BATCH, Claim, Outcome
 
 logger = logging.getLogger("dbtasks.runner")
 
 Ended = tuple[Attempt, Outcome]
 
-# Seconds between tries while the database cannot be reached: the first, and the longest.
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+# Seconds between tries while the database cannot be reached: the first, and the longest. It is at
+# full speed again so soon after the database is.
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 # Tries after which a database that answers, but not to this, is asked in a smaller way.
 PATIENCE = 3
 
@@ -37,20 +40,27 @@ class Finisher:
     def __init__(self, db: str, settled: Callable[[Sequence[Ended]], None]) -> None:
         self._db, self._settled = db, settled
         self._queue: SimpleQueue[Ended | None] = SimpleQueue()
-        # Outcomes put and not yet settled.
-        self.backlog = 0
-        self._counting = threading.Lock()
-        # Whether some of them never reached the database.
-        self._gave_up = False
+        # Attempts whose outcome is not settled yet, and those whose outcome never will be.
+        self._unsettled: set[Attempt] = set()
+        self._given_up: list[Attempt] = []
         self._hurry = threading.Event()
         self._thread = threading.Thread(target=self._work, name="dbtasks-finisher", daemon=True)
         self._thread.start()
 
     def put(self, attempt: Attempt, outcome: Outcome) -> None:
         """Settle the outcome soon. Any thread may call it."""
-        with self._counting:
-            self.backlog += 1
+        self._unsettled.add(attempt)
         self._queue.put((attempt, outcome))
+
+    @property
+    def backlog(self) -> int:
+        """How many outcomes were put and are not yet settled."""
+        return len(self._unsettled)
+
+    @property
+    def claims(self) -> list[Claim]:
+        """The claims whose outcome is not in the database. Any thread may ask."""
+        return [attempt.claim for attempt in (*tuple(self._unsettled), *self._given_up)]
 
     def stop(self, timeout: float) -> bool:
         """Settle what is left, at most for `timeout` seconds; return whether all of it was."""
@@ -60,9 +70,13 @@ class Finisher:
             # No more tries: rows that are left RUNNING are given back when the runner is missed.
             self._hurry.set()
             self._thread.join(1.0)
-        return not self.backlog and not self._gave_up
+        return not self.backlog and not self._given_up
 
     def _work(self) -> None:
+        with prompt(self._db):
+            self._settle_all()
+
+    def _settle_all(self) -> None:
         try:
             last = False
             while not last and (first := self._queue.get()) is not None:
@@ -72,8 +86,7 @@ class Finisher:
                     self._settled(written)
                 except Exception:  # whatever a reporter raises: the rows are written, we go on
                     logger.exception("%d settled outcomes could not be reported", len(written))
-                with self._counting:
-                    self.backlog -= len(batch)
+                self._unsettled.difference_update(attempt for attempt, _ in batch)
                 reset_queries()
         finally:
             connections.close_all()
@@ -96,10 +109,11 @@ class Finisher:
         pause, is_plain, tries = FIRST_PAUSE, False, 0
         while True:
             try:
-                return settle(self._db, batch)
+                with Within(connections[self._db], DEADLINE * min(tries + 1, MOST)):
+                    return settle(self._db, batch)
             except (OperationalError, InterfaceError) as error:
                 tries += 1
-                if tries > PATIENCE and self._is_too_large(error):
+                if tries > PATIENCE and self._is_too_large(error, batch):
                     if len(batch) > 1:
                         return [ended for one in batch for ended in self._write([one])]
                     batch, tries = [unstorable(*batch[0])], 0
@@ -116,10 +130,11 @@ class Finisher:
                     return self._give_up(batch)
                 batch, is_plain = [unstorable(*batch[0])], True
 
-    def _is_too_large(self, error: Exception) -> bool:
+    def _is_too_large(self, error: Exception, batch: list[Ended]) -> bool:
         """Tell whether the statement, not the database, is what fails.
 
         MySQL drops the connection of who sends more than max_allowed_packet, as if it were away.
+        Only the size tells the one from the other: it may have been away, and be back just now.
         """
         connection = connections[self._db]
         if (
@@ -129,15 +144,25 @@ class Finisher:
         ):
             return False
         connection.close()
-        with suppress(OperationalError, InterfaceError):
-            connection.ensure_connection()
-            return bool(connection.is_usable())
+        with (
+            suppress(OperationalError, InterfaceError),
+            Within(connection),
+            connection.cursor() as cursor,
+        ):
+            cursor.execute("SELECT @@max_allowed_packet")
+            return sum(_weight(outcome) for _, outcome in batch) > int(cursor.fetchone()[0])
         return False
 
     def _give_up(self, batch: list[Ended]) -> list[Ended]:
         logger.error("%d outcomes could not be stored", len(batch))
-        self._gave_up = True
+        self._given_up += [attempt for attempt, _ in batch]
         return []
+
+
+def _weight(outcome: Outcome) -> int:
+    """Return the bytes that the outcome may take in a statement, at most: quoted, and again."""
+    texts = (outcome.errors, outcome.worker_ids, outcome.return_value)
+    return 1000 + sum(2 * len(json.dumps(text)) for text in texts)
 
 
 def settle(db: str, batch: list[Ended]) -> list[Ended]:

@@ -1,15 +1,15 @@
 """Processing without a runner process: in the caller's thread, when the caller says so.
 
-Owns ``process_one()`` and its kin, for cron jobs, serverless functions and tests. Never starts a
-thread, never waits for work, never runs a task inside a transaction of the caller, save the one
-that a TestCase opens around each test, and never breaks a task off: at its timeout
-`context.should_stop` turns true, and that is all.
+Owns ``process_one()`` and its kin, for cron jobs, serverless functions and tests. Never runs a
+task in another thread, never waits for work, never runs a task inside a transaction of the
+caller, save the one that a TestCase opens around each test, and never breaks a task off: at its
+timeout `context.should_stop` turns true, and that is all.
 """
 
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from django.db import (
@@ -28,6 +28,7 @@ from .backend import make_worker_id
 from .exceptions import TaskNotDue
 from .execute import Attempt, leave_clean, roll_back_open
 from .finisher import Ended, settle, unstorable
+from .liveness import alive
 from .models import READY, Hold, ScheduledTask
 from .runner import check_backend
 from .store import Claim, Outcome
@@ -43,9 +44,9 @@ def process_one(queue_name: str | None = None, backend: str = "default") -> Task
     FAILED result, not an exception; Ctrl-C gives its row back and is raised again. Raise
     RuntimeError inside a transaction, RunnerError if the backend is immediate or none of ours.
     """
-    inline = Inline(backend)
-    claim = inline.claim(queue_name)
-    return claim and result_of(*inline.run(claim))
+    with Inline(backend) as inline:
+        claim = inline.claim(queue_name)
+        return claim and result_of(*inline.run(claim))
 
 
 def process_tasks(
@@ -56,13 +57,13 @@ def process_tasks(
     At most `max_tasks` of them: a limit for tasks that enqueue tasks. Behaves and raises as
     process_one() does.
     """
-    inline = Inline(backend)
     results: list[TaskResult] = []
-    while max_tasks is None or len(results) < max_tasks:
-        claim = inline.claim(queue_name)
-        if claim is None:
-            break
-        results.append(result_of(*inline.run(claim)))
+    with Inline(backend) as inline:
+        while max_tasks is None or len(results) < max_tasks:
+            claim = inline.claim(queue_name)
+            if claim is None:
+                break
+            results.append(result_of(*inline.run(claim)))
     return results
 
 
@@ -88,15 +89,15 @@ def run_task(id: str | UUID, allow_retry: bool = False, backend: str = "default"
     run_after is to come, it is RUNNING, or it has finished. With `allow_retry` a FAILED row is run
     again. Behaves and raises as process_one() does otherwise.
     """
-    inline = Inline(backend)
-    result = inline.backend.get_result(str(id))
-    key = UUID(result.id)
-    if allow_retry and result.status == TaskResultStatus.FAILED:
-        store.retry(inline.db, [key])
-    claim = inline.claim_one(key)
-    if claim is None:
-        raise TaskNotDue(_why_not(inline.backend.get_result(result.id)))
-    return result_of(*inline.run(claim))
+    with Inline(backend) as inline:
+        result = inline.backend.get_result(str(id))
+        key = UUID(result.id)
+        if allow_retry and result.status == TaskResultStatus.FAILED:
+            store.retry(inline.db, [key])
+        claim = inline.claim_one(key)
+        if claim is None:
+            raise TaskNotDue(_why_not(inline.backend.get_result(result.id)))
+        return result_of(*inline.run(claim))
 
 
 def _why_not(result: TaskResult) -> str:
@@ -119,6 +120,9 @@ def _why_not(result: TaskResult) -> str:
 class Inline:
     """Claims and runs rows of one backend, one at a time, in the thread that asks.
 
+    As a context manager it is a live worker from its first claim to the end: should the process
+    be killed, a runner misses it and gives its row back.
+
     Raise RuntimeError inside a transaction of the caller, RunnerError if the backend is immediate
     or none of ours.
     """
@@ -128,28 +132,56 @@ class Inline:
         _refuse_transaction()
         self.db = self.backend.database
         self.job = self.backend.job(make_worker_id())
+        self._life: ExitStack | None = None
+        self._is_known = False
+
+    def __enter__(self) -> Self:
+        self._life = ExitStack()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        assert self._life is not None
+        self._life.close()
+
+    def _join(self) -> None:
+        """Become a live worker, if this is to be one."""
+        if self._life is not None and not self._is_known:
+            who = (self.db, self.job.worker_id, self.backend.alias)
+            timeout = self.backend.config.worker_timeout
+            self._is_known = self._life.enter_context(alive(*who, timeout))
 
     def claim(self, queue_name: str | None = None) -> Claim | None:
         """Claim the best due row; return None if nothing is due. Held rows may have come due."""
         queues = None if queue_name is None else [queue_name]
-        self._promote()
+        look = self._promote(queues)
+        if not (look.due or look.suspect):
+            return None
+        self._join()
         who = (self.db, self.backend.alias, self.job.worker_id)
-        claims = store.claim(*who, 1, queues)
+        claims = store.claim(*who, 1, queues, registered=self._is_known)
+        if claims:
+            return claims[0]
         # What runs here runs alone.
-        return claims[0] if claims else store.claim_suspect(*who, queues)
+        return store.claim_suspect(*who, queues, registered=self._is_known)
 
     def claim_one(self, id: UUID) -> Claim | None:
         """Claim the row with that id; return None if it is not due."""
         self._promote()
+        self._join()
         return store.claim_one(self.db, self.backend.alias, self.job.worker_id, id)
 
-    def _promote(self) -> None:
-        """Make due what has come due; a glance, which locks nothing, is all it mostly takes."""
+    def _promote(self, queues: list[str] | None = None) -> store.Look:
+        """Make due what has come due; a glance, which locks nothing, is all it mostly takes.
+
+        Return what it shows of those queues, or of all.
+        """
         alias = self.backend.alias
-        while (next_due := store.look(self.db, alias).next_due) is not None and next_due <= 0:
-            if not store.promote(self.db, alias):
-                # Somebody else is at it, and holds those rows.
-                return
+        while True:
+            look = store.look(self.db, alias, queues)
+            is_late = look.next_due is not None and look.next_due <= 0
+            # Should none be promoted, somebody else is at it, and holds those rows.
+            if not is_late or not store.promote(self.db, alias):
+                return look
 
     def run(self, claim: Claim) -> Ended:
         """Run the claimed row and settle it; return the attempt and what became of it.

@@ -10,6 +10,7 @@ import threading
 from django.db import connections
 
 from . import store
+from .patience import Within, prompt
 
 logger = logging.getLogger("dbtasks.runner")
 
@@ -48,9 +49,11 @@ class Maintenance:
 
     def _purge(self) -> None:
         total = 0
-        while count := store.purge(self._db, self._backend):
+        while not self._stop.wait(PURGE_PAUSE):
+            with prompt(self._db), Within(connections[self._db]):
+                count = store.purge(self._db, self._backend)
             total += count
-            if self._stop.wait(PURGE_PAUSE):
+            if not count:
                 break
         if total:
             logger.info("Purged %d expired rows of %r", total, self._backend)

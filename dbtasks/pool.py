@@ -98,6 +98,11 @@ class Pool:
         """How many threads, loops and coroutines were written off and have not come back."""
         return sum(thread.is_alive() for thread in self._stuck) + self._loops.stuck
 
+    @property
+    def claims(self) -> list[Claim]:
+        """The claims of all attempts that have not ended. Any thread may ask."""
+        return [attempt.claim for attempt in tuple(self._held)]
+
     def room(self) -> int:
         """Return how many more rows to claim now; 0 while enough wait."""
         if len(self._loops) >= MAX_COROUTINES:

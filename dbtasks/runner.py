@@ -25,6 +25,7 @@ from .finisher import FIRST_PAUSE, LONGEST_PAUSE, Ended, Finisher, pause_after
 from .liveness import Heart, whereabouts
 from .maintenance import Maintenance
 from .models import FAILED, READY, SUCCESSFUL
+from .patience import DEADLINE, MOST, Within, prompt
 from .pool import PREFETCH_SECONDS, Pool
 from .quarantine import Quarantine
 from .store import workers
@@ -192,7 +193,8 @@ class Runner:
         """
         self._begin()
         try:
-            self._loop()
+            with prompt(self._db):
+                self._loop()
         finally:
             self._end()
 
@@ -220,7 +222,8 @@ class Runner:
             backend.retain_failed,
             backend.may_retry_lost,
             lost=self._join_anew,
-            rescued=self.glance,
+            look=self.glance,
+            held=self._held,
         )
         self._heart.start()
         self._finisher = Finisher(self._db, self._on_settled)
@@ -239,12 +242,13 @@ class Runner:
 
     def _loop(self) -> None:
         assert self._pool is not None
-        pause = FIRST_PAUSE
+        pause, tries = FIRST_PAUSE, 1
         while not self._stopping.is_set():
             try:
                 self._bell.clear()
-                timeout = self._tick()
-                pause = FIRST_PAUSE
+                with Within(connections[self._db], DEADLINE * tries):
+                    timeout = self._tick()
+                pause, tries = FIRST_PAUSE, 1
             except Exception as error:  # whatever the database raises: it comes back, so do we
                 self._pool.distrust()
                 # What was asked of the database is still to be done.
@@ -252,6 +256,7 @@ class Runner:
                 if not pause_after(error, self._db, pause, self._stopping):
                     return
                 pause, timeout = min(pause * 2, LONGEST_PAUSE), 0
+                tries = min(tries + 1, MOST)
             if timeout:
                 self._bell.wait(timeout)
 
@@ -326,6 +331,17 @@ class Runner:
     def _tell_joined(self, worker_id: str) -> None:
         if self._joined is not None:
             self._joined(worker_id)
+
+    def _held(self) -> set[tuple[Any, int]] | None:
+        """Return key and fence of all claims in hand, None while one is on its way. Any thread."""
+        if self._claiming or self._pool is None or self._finisher is None:
+            return None
+        # In the order in which a row passes.
+        return {
+            (claim.id, claim.fence)
+            for part in (self._pool, self._finisher)
+            for claim in part.claims
+        }
 
     def _room(self) -> int:
         assert self._pool is not None and self._finisher is not None
@@ -430,7 +446,7 @@ class Runner:
         if self.max_tasks is not None and self._claimed >= self.max_tasks:
             return True
         # What a lost runner held is due as soon as the heart has looked.
-        is_hopeful = self._likely or self._quarantine.due
+        is_hopeful = self._likely or self._quarantine.due or not self._look_at
         return self.drain and not is_hopeful and self._heart.has_looked
 
     def _ring(self) -> None:
@@ -495,7 +511,7 @@ class Runner:
         """Stop beating; be forgotten, or be missed if some rows are still in this worker's name."""
         self._heart.stop(1.0)
         if is_settled:
-            with suppress(Error):
+            with suppress(Error), Within(connections[self._db]):
                 workers.leave(self._db, self.worker_id)
 
     def _give_back(self, attempts: list[Attempt]) -> None:

@@ -17,6 +17,8 @@ from weakref import WeakSet
 
 from django.db import DatabaseError, InterfaceError, connections
 
+from .store.workers import SESSIONS, session_key
+
 logger = logging.getLogger("dbtasks.wakeup")
 
 CHANNEL = "dbtasks"
@@ -33,6 +35,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
 
 class Sleeper(Protocol):
     """What can be woken, from any thread."""
+
+    # Who it is to others; may change.
+    worker_id: str
 
     def wake(self, again: float = 0.0) -> None:
         """Look for work at once, and once more after `again` seconds if that is not 0."""
@@ -182,14 +187,24 @@ class Listener(Watcher):
         connection.add_notify_handler(lambda note: self._on_note(note.payload))
         # Whatever was enqueued before the LISTEN was not heard.
         self._sleeper.wake()
-        self.is_healthy = True
+        self.is_healthy, name = True, ""
         while not self._stop.is_set():
+            if name != self._sleeper.worker_id:
+                name = self._sleeper.worker_id
+                self._show(connection, name)
             heard, _, _ = select.select([connection.fileno(), self._woken], [], [], CHECK_INTERVAL)
             if not heard:
                 connection.execute("SELECT 1")
             connection.pgconn.consume_input()
             while note := connection.pgconn.notifies():
                 self._on_note(note.extra.decode())
+
+    def _show(self, connection: Any, worker_id: str) -> None:
+        """Let others see, by a lock that ends with this session, that the worker is there."""
+        # The second key of the lock is signed, and shown as if it were not.
+        number = session_key(worker_id)
+        number -= 2**32 if number >= 2**31 else 0
+        connection.execute("SELECT pg_try_advisory_lock(%s, %s)", [SESSIONS, number])
 
     def _on_note(self, backend: str) -> None:
         if backend == self._backend:

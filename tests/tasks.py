@@ -223,3 +223,8 @@ def stay(folder: str, name: str) -> str:
     Path(folder, f"started-{name}").touch()
     wait(Path(folder, "go").exists)
     return name
+
+
+@task
+def rest(seconds: float) -> None:
+    time.sleep(seconds)

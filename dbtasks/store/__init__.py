@@ -94,8 +94,9 @@ _FINISHED = f"status IN {FINISHED}"
 # The middle condition is always true, and the index's own: SQLite does not see it otherwise.
 _HELD = f"status = '{READY}' AND NOT (hold = '') AND hold = '{{}}' AND backend = %s"
 _SCHEDULED, _SUSPECT = _HELD.format(Hold.SCHEDULED.value), _HELD.format(Hold.SUSPECT.value)
-# The hold of a row whose time has come.
+# The hold of a row whose time has come, in SQL and for the ORM.
 _NO_HOLD = f"CASE WHEN lost >= {SUSPECT} THEN '{Hold.SUSPECT.value}' ELSE '' END"
+NO_HOLD = Case(When(lost__gte=SUSPECT, then=Value(Hold.SUSPECT)), default=Value(Hold.NONE))
 _ALIVE = f"EXISTS (SELECT 1 FROM {WORKERS} WHERE worker_id = %s AND state = 'live')"
 _DUE = f"status = '{READY}' AND hold = ''"
 
@@ -377,9 +378,7 @@ def retry(db: str, ids: Iterable[UUID]) -> int:
 def run_now(db: str, ids: Iterable[UUID]) -> int:
     """Make those of the rows that wait for their run_after due; return how many there were."""
     rows = _by_hand(db, ids).filter(status=READY, hold=Hold.SCHEDULED)
-    suspect = When(lost__gte=SUSPECT, then=Value(Hold.SUSPECT))
-    hold = Case(suspect, default=Value(Hold.NONE))
-    return _unit(db, lambda *_: rows.update(hold=hold, run_after=None))
+    return _unit(db, lambda *_: rows.update(hold=NO_HOLD, run_after=None))
 
 
 def cancel(

@@ -7,21 +7,28 @@ its beat stands still, which the caller has watched, and the guard on the beat m
     beat        live → live, beat + 1
     give_up     live → lost, if the beat is still the one seen
     rescue      rows of lost workers: RUNNING → READY, or FAILED, above all if it was cancelled
+    disown      rows of this worker that it does not hold: RUNNING → READY
     leave       → deleted
 """
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any
+
+from django.db import connections
+from django.db.models import F
 
 from .. import payload
 from ..exceptions import TaskCancelled, WorkerLost
 from ..models import FAILED, READY, WORKERS, ScheduledTask, Worker
-from . import BATCH, Outcome, _unit, class_path, key, now, settle
+from . import BATCH, NO_HOLD, Outcome, _unit, class_path, key, now, settle
 
 LIVE, LOST = Worker.State.LIVE, Worker.State.LOST
 # Starts whose runner was lost before the task itself is suspected.
 MAX_LOST = 3
+# Class of the advisory locks by which PostgreSQL tells that a worker's session is there.
+SESSIONS = 0x64627461
 # How long a lost worker is remembered: should it wake, it must find that it was given up.
 REMEMBERED = timedelta(days=1)
 
@@ -70,9 +77,10 @@ def give_up(db: str, worker_id: str, beat: int) -> bool:
 
 
 def leave(db: str, worker_id: str) -> None:
-    """Forget the worker: it has stopped, and holds no row."""
-    own = Worker.objects.using(db).filter(pk=worker_id)
-    _unit(db, lambda *_: own.delete())
+    """Forget the worker, which has stopped; should it hold a row still, let it be missed."""
+    if not running(db, worker_id):
+        own = Worker.objects.using(db).filter(pk=worker_id)
+        _unit(db, lambda *_: own.delete())
 
 
 def rescue(
@@ -105,6 +113,53 @@ def rescue(
     stays = [retain(row) if ends else None for row, ends in zip(seen, failed, strict=True)]
     written = settle(db, [_lost(db, *row, at) for row in zip(seen, failed, stays, strict=True)])
     return [row for row in seen if key(db, row.pk) in written]
+
+
+def session_key(worker_id: str) -> int:
+    """Return the number of the advisory lock that a worker's session with PostgreSQL holds."""
+    return zlib.crc32(worker_id.encode())
+
+
+def sessions(db: str) -> tuple[datetime, set[int]] | None:
+    """Return when PostgreSQL started, and the keys of the workers with a session; None elsewhere.
+
+    A hint, no more: a worker that lives may have none, behind a pooler or after a restart.
+    """
+    connection: Any = connections[db]
+    if connection.vendor != "postgresql":
+        return None
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_postmaster_start_time(), ARRAY(SELECT objid::bigint FROM pg_locks "
+            "WHERE locktype = 'advisory' AND classid = %s AND objsubid = 2 AND granted AND "
+            "database = (SELECT oid FROM pg_database WHERE datname = current_database()))",
+            [SESSIONS],
+        )
+        started, keys = cursor.fetchone()
+    return started, set(keys)
+
+
+def running(db: str, worker_id: str) -> set[tuple[Any, int]]:
+    """Return key and fence of each row that is RUNNING in the worker's name."""
+    rows = ScheduledTask.objects.using(db).running().filter(worker_id=worker_id)
+    return {(key(db, id), fence) for id, fence in rows.values_list("id", "fence")}
+
+
+def disown(db: str, worker_id: str, claims: Iterable[tuple[Any, int]]) -> int:
+    """Give back claims, as key and fence, that the worker never heard of; return how many stood.
+
+    The reply was lost, and no code has run: the start that was counted is taken back.
+    """
+    rows = ScheduledTask.objects.using(db).running().filter(worker_id=worker_id)
+    fresh = {"status": READY, "hold": NO_HOLD, "worker_id": None, "run_after": None}
+
+    def unit(*_: Any) -> int:
+        return sum(
+            rows.filter(pk=id, fence=fence).update(**fresh, attempt=F("attempt") - 1)
+            for id, fence in sorted(claims)
+        )
+
+    return _unit(db, unit)
 
 
 def _lost(

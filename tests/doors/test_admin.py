@@ -35,6 +35,7 @@ CANCELLED = [store.class_path(TaskCancelled), str(TaskCancelled())]
 STATES = {
     "due": {"status": READY},
     "scheduled": {"status": READY, "hold": Hold.SCHEDULED, "run_after": timezone.now() + HOUR},
+    "suspect": {"status": READY, "hold": Hold.SUSPECT, "lost": 2},
     "running": {"status": RUNNING, "worker_id": "w1", "attempt": 1},
     "stopping": {"status": RUNNING, "worker_id": "w1", "attempt": 1, "cancel_requested": True},
     "successful": {"status": SUCCESSFUL, "worker_ids": ["w1"]},
@@ -433,10 +434,10 @@ class ActionTests(AdminCase):
 
     def test_cancel_ends_what_waits_and_asks_what_runs(self):
         """Due and scheduled rows become FAILED, running ones are asked; nothing else changes."""
-        self.assertEqual({"due", "scheduled", "running"}, self.outcome("cancel"))
-        self.assertContains(self.response, "2 of 5 tasks were cancelled")
+        self.assertEqual({"due", "scheduled", "suspect", "running"}, self.outcome("cancel"))
+        self.assertContains(self.response, "3 of 6 tasks were cancelled")
         self.assertContains(self.response, "2 running tasks were asked to stop.")
-        self.assertEqual(4, ScheduledTask.objects.failed().count())
+        self.assertEqual(5, ScheduledTask.objects.failed().count())
         self.assertEqual(2, ScheduledTask.objects.filter(cancel_requested=True).count())
 
     def test_cancel_of_running_rows_says_no_more_than_that(self):

@@ -125,6 +125,14 @@ class ProcessTests(TransactionTestCase):
         self.assertEqual(3, dbtasks.pending_count())
         self.assertEqual(1, dbtasks.pending_count("mail"))
 
+    def test_suspects_are_run_too_after_all_others(self):
+        """They are due, and what runs in the caller's thread runs alone."""
+        suspect, other = tasks.add.enqueue(1, 1), tasks.add.enqueue(2, 2)
+        ScheduledTask.objects.filter(pk=suspect.id).update(hold="suspect", lost=2)
+
+        self.assertEqual(2, dbtasks.pending_count())
+        self.assertEqual([other.id, suspect.id], [r.id for r in dbtasks.process_tasks()])
+
     def test_pending_count_works_inside_a_transaction(self):
         """Counting runs nothing, so it is allowed anywhere."""
         with transaction.atomic():

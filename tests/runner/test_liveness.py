@@ -1,18 +1,28 @@
 """Runners that are killed, frozen, or restarted."""
 
 import signal
+import threading
+import time
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
 from unittest import mock
 
+from django.db import OperationalError, connections, transaction
+from django.tasks import task_backends
 from django.test import TransactionTestCase
 
-from dbtasks import liveness
+from dbtasks import liveness, store, wakeup
 from dbtasks.models import ScheduledTask, Worker
+from dbtasks.runner import Runner
 from dbtasks.store import workers
 
-from ..doors.processes import Child, ProcessTestCase, wait_until
-from ..store.base import DB
+from ..doors.processes import Child, ProcessTestCase, database_url, wait_until
+from ..store.base import DB, make_claim, release, vendor
 from ..store.test_workers import register
 from ..tasks import add, die, die_among, stay, wait_for_file
+from .proxy import Proxy
+from .test_loop import until
 
 
 class KilledTests(ProcessTestCase):
@@ -52,6 +62,24 @@ class KilledTests(ProcessTestCase):
         self.assertEqual(0, child.end(), child.stderr)
         result.refresh()
         self.assertEqual("SUCCESSFUL", result.status)
+
+    def test_a_killed_runner_is_missed_at_once_on_its_machine(self):
+        """Seconds, not the time after which silence tells: its neighbour looks at its process."""
+        result = wait_for_file.enqueue(str(self.folder))
+        killed = self.runner(timeout=600)
+        wait_until((self.folder / "started").exists, "The task")
+        neighbour = self.runner(timeout=600)
+        wait_until(lambda: Worker.objects.filter(beat__gt=0).count() == 2, "Its first look")
+        # It waits 120 s or longer before the next one.
+        add.enqueue(1, 2).wait(30)
+        killed.kill()
+        began = time.monotonic()
+        neighbour.wait_for("was given back")
+        seconds = time.monotonic() - began
+        (self.folder / "go").touch()
+
+        self.assertEqual("SUCCESSFUL", result.wait(30).status)
+        self.assertLess(seconds, 3)
 
     def test_a_frozen_runner_is_given_up_and_fenced_off(self):
         """Its tasks go to another; when it wakes, its outcome is dropped and it joins anew."""
@@ -121,6 +149,112 @@ class KilledTests(ProcessTestCase):
         self.assertFalse(ScheduledTask.objects.running().exists())
 
 
+class InlineTests(ProcessTestCase):
+    """Tasks that are run without a runner."""
+
+    def run_killed(self, code: str) -> ScheduledTask:
+        """Kill a process in the middle of the task that the code runs; return the row."""
+        killed = self.start("shell", "-v", 0, "-c", code)
+        wait_until((self.folder / "started").exists, "The task")
+        self.assertEqual(1, Worker.objects.count())
+        killed.kill()
+        (self.folder / "go").touch()
+        self.assertTrue(ScheduledTask.objects.running().exists())
+        self.start("taskrunner", "-w", 1)
+        task = ScheduledTask.objects.get()
+        wait_until(lambda: task.refresh_from_db() or task.is_finished, "The result")
+        return task
+
+    def test_a_killed_process_one_is_missed(self):
+        """Its row is given back by the next runner."""
+        wait_for_file.enqueue(str(self.folder))
+        task = self.run_killed("import dbtasks; dbtasks.process_one()")
+
+        self.assertEqual(("SUCCESSFUL", 2, 1), (task.status, task.attempt, task.lost))
+
+    def test_a_killed_immediate_task_is_missed(self):
+        """So is that of a process that ran it inside enqueue()."""
+        task = self.run_killed(
+            "from dbtasks.testing import immediate\n"
+            "from tests.tasks import wait_for_file\n"
+            f"with immediate(): wait_for_file.enqueue({str(self.folder)!r})"
+        )
+
+        self.assertEqual(("SUCCESSFUL", 2, 1), (task.status, task.attempt, task.lost))
+
+    def test_one_beats_as_long_as_it_runs(self):
+        """A long task is not taken for a lost one; nobody is left behind."""
+        with liveness.alive(DB, "me", "default", timeout=0.1) as is_known:
+            self.assertTrue(is_known)
+            wait_until(lambda: Worker.objects.get().beat > 2, "The third beat")
+
+        self.assertFalse(Worker.objects.exists())
+
+    def test_one_that_left_a_row_running_is_missed(self):
+        """When the database went away under its outcome, the name stays behind."""
+        with liveness.alive(DB, "me", "default", timeout=20):
+            make_claim("me")
+
+        self.assertEqual("me", Worker.objects.get().pk)
+
+    def test_inside_a_transaction_nobody_is_missed(self):
+        """What is rolled back with the process needs no rescue."""
+        with transaction.atomic(), liveness.alive(DB, "me", "default", timeout=20) as is_known:
+            self.assertFalse(is_known)
+            self.assertFalse(Worker.objects.exists())
+
+
+class LostReplyTests(ProcessTestCase):
+    """The database does as it was asked, and its answer never comes."""
+
+    def test_the_claim_is_given_back_and_run(self):
+        """Nobody knows that the rows were claimed, save the database."""
+        if vendor() == "sqlite":
+            self.skipTest("SQLite has no network; the next test is about it")
+        proxy = Proxy(database_url())
+        self.addCleanup(proxy.close)
+        proxy.lose = [b"SET status = 'RUNNING'"] + [b"COMMIT"] * (vendor() == "mysql")
+        results = add.enqueue_many([((n, n), {}) for n in range(2)])
+        runner = self.start(
+            "taskrunner", "-w", 2, "-v", 2, TEST_DATABASE=proxy.url, TEST_WORKER_TIMEOUT="2"
+        )
+        self.assertTrue(proxy.lost.wait(30))
+        runner.wait_for("claims never arrived")
+        ended = [result.wait(30) for result in results]
+
+        self.assertEqual([0, 2], [result.return_value for result in ended])
+        self.assertEqual([1, 1], [result.attempts for result in ended])
+
+    def test_so_it_is_in_the_same_process(self):
+        """The statement was done, and an error came all the same."""
+        sql = store._SQL[vendor()]
+        claim, failures = sql.claim, iter([OperationalError("away")])
+
+        def answer_lost(connection: Any, change: Any) -> Any:
+            rows = claim(connection, change)
+            if rows and (error := next(failures, None)):
+                raise error
+            return rows
+
+        result = add.enqueue(1, 2)
+        backend = task_backends["default"]
+        config = replace(backend.config, worker_timeout=1.0)
+        with (
+            mock.patch.object(sql, "claim", answer_lost),
+            mock.patch.object(type(backend), "config", config),
+        ):
+            runner = Runner(workers=1)
+            thread = threading.Thread(target=runner.run)
+            thread.start()
+            try:
+                result.wait(20)
+            finally:
+                runner.stop()
+                thread.join(20)
+
+        self.assertEqual((3, 1), (result.return_value, result.attempts))
+
+
 class HeartTests(TransactionTestCase):
     """Judging by beats alone."""
 
@@ -128,8 +262,17 @@ class HeartTests(TransactionTestCase):
         self.now = 1000.0
         self.enterContext(mock.patch.object(liveness, "clock", lambda: self.now))
         self.heart = liveness.Heart(
-            DB, "me", "default", 20.0, lambda row: None, lambda row: True, mock.Mock(), mock.Mock()
+            DB,
+            "me",
+            "default",
+            20.0,
+            lambda row: None,
+            lambda row: True,
+            lost=mock.Mock(),
+            look=mock.Mock(),
+            held=lambda: self.held,
         )
+        self.held: Any = set()
 
     def watch(self, seconds: float) -> str:
         """Let that much time pass, look, and return the state of the other worker."""
@@ -177,6 +320,96 @@ class HeartTests(TransactionTestCase):
 
         self.assertEqual("lost", self.watch(0))
 
+    def session(self, name: str) -> Any:
+        """Return a session of PostgreSQL's that shows the worker to be there."""
+        if vendor() != "postgresql":
+            self.skipTest("only PostgreSQL's sessions can be seen")
+        wrapper: Any = connections[DB]
+        params = wrapper.get_connection_params() | {"autocommit": True}
+        connection = wrapper.Database.connect(**params)
+        self.addCleanup(connection.close)
+        wakeup.Listener._show(mock.Mock(), connection, name)
+        return connection
+
+    def test_a_session_that_is_gone_shortens_the_wait(self):
+        """PostgreSQL can tell, from machine to machine, though not for certain."""
+        register("other")
+        session = self.session("other")
+        self.assertEqual("live", self.watch(5))
+        session.close()
+        until(lambda: not workers.sessions(DB)[1])
+        states = [self.watch(1) for _ in range(7)]
+
+        self.assertEqual(["live"] * 6 + ["lost"], states)
+
+    def test_a_worker_that_beats_without_a_session_is_alive(self):
+        """The session may have broken, and nothing else."""
+        register("other")
+        session = self.session("other")
+        self.watch(5)
+        session.close()
+        until(lambda: not workers.sessions(DB)[1])
+        for _ in range(10):
+            self.watch(5)
+            workers.beat(DB, "other")
+
+        self.assertEqual("live", self.watch(1))
+
+    def test_a_restart_of_the_server_says_nothing(self):
+        """It ends the sessions of all, and all of them live."""
+        register("other")
+        self.session("other")
+        self.watch(5)
+        started, _ = workers.sessions(DB)
+        later = (started + timedelta(seconds=1), set())
+        with mock.patch.object(workers, "sessions", lambda db: later):
+            states = [self.watch(5) for _ in range(4)]
+
+        self.assertEqual(["live"] * 3 + ["lost"], states)
+
+    def test_a_worker_that_never_had_a_session_has_all_its_time(self):
+        """Behind a pooler there is none."""
+        register("other")
+
+        self.assertEqual(["live"] * 4, [self.watch(5) for _ in range(4)])
+
+    def reconcile(self, times: int) -> str:
+        """Let it look so often at what is in its name; return the status of the only row."""
+        for _ in range(times * liveness.RECONCILED):
+            self.heart._reconcile()
+        return ScheduledTask.objects.get().status
+
+    def test_a_claim_that_never_arrived_is_given_back(self):
+        """After two looks, as if it had not been: no start is counted, nobody is blamed."""
+        make_claim("me")
+        self.assertEqual("RUNNING", self.reconcile(1))
+        self.assertEqual("READY", self.reconcile(1))
+
+        task = ScheduledTask.objects.get()
+        self.assertEqual((0, 0, 1, None), (task.attempt, task.lost, task.fence, task.worker_id))
+
+    def test_a_claim_in_hand_is_kept(self):
+        """In the pool, or on its way to the database; nothing is said while one is coming in."""
+        claim = make_claim("me")
+        for self.held in ({(claim.id, claim.fence)}, None):
+            self.assertEqual("RUNNING", self.reconcile(4))
+
+    def test_a_claim_of_another_is_kept(self):
+        """A worker knows only of its own."""
+        make_claim("other")
+
+        self.assertEqual("RUNNING", self.reconcile(4))
+
+    def test_two_looks_see_the_same_claim(self):
+        """A row that was claimed again in between is another claim."""
+        claim = make_claim("me")
+        self.reconcile(1)
+        release([claim])
+        store.claim(DB, "default", "me", 1)
+
+        self.assertEqual("RUNNING", self.reconcile(1))
+        self.assertEqual("READY", self.reconcile(1))
+
     def test_a_heart_that_cannot_beat_is_not_trusted(self):
         """The runner stops starting tasks before others can give it up."""
         self.heart._beat()
@@ -185,3 +418,13 @@ class HeartTests(TransactionTestCase):
         self.now += 2
 
         self.assertFalse(self.heart.is_trusted)
+
+    def test_a_heart_that_beats_again_says_so(self):
+        """The runner looks for work at once, not at its next poll."""
+        self.heart._beat()
+        self.heart._look.assert_not_called()
+        self.now += 16
+        self.heart._beat()
+
+        self.heart._look.assert_called_once()
+        self.assertTrue(self.heart.is_trusted)

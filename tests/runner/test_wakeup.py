@@ -9,6 +9,8 @@ from django.db import connections, transaction
 from django.test import TransactionTestCase
 
 from dbtasks import store, wakeup
+from dbtasks.models import Worker
+from dbtasks.store import workers
 from dbtasks.testing import RunnerTestCase
 
 from ..store.base import DB, make_task, row, vendor
@@ -42,6 +44,21 @@ class HintTests(RunnerTestCase):
         id = enqueue_elsewhere()
 
         until(lambda: row(id).is_finished)
+
+    def test_the_listening_session_shows_that_the_worker_is_there(self):
+        """PostgreSQL knows when it ends; a runner that joins anew is seen by its new name."""
+        if vendor() != "postgresql":
+            self.skipTest("only PostgreSQL's sessions can be seen")
+
+        def is_seen() -> bool:
+            key = workers.session_key(self.runner.worker_id)
+            return key in workers.sessions(DB)[1]
+
+        until(is_seen)
+        workers.give_up(DB, self.runner.worker_id, Worker.objects.get().beat)
+        self.runner._heart._beat()
+        enqueue_elsewhere()
+        until(is_seen)
 
     def test_a_lost_listener_comes_back(self):
         """When the listening connection is cut, the runner listens again and looks at once."""

@@ -1,0 +1,269 @@
+"""Databases and networks that go away under a runner."""
+
+import socket
+import threading
+import time
+from typing import Any
+from unittest import mock
+
+from django.db import OperationalError, connection, connections, transaction
+from django.test import TransactionTestCase
+
+from dbtasks import runner as runner_module
+from dbtasks import store
+from dbtasks.models import ScheduledTask, Worker
+from dbtasks.patience import Within, prompt
+from dbtasks.runner import Runner
+
+from ..doors.processes import Child, ProcessTestCase, database_url, wait_until
+from ..store.base import row, vendor
+from ..tasks import add, wait_for_file
+from .proxy import Proxy
+from .test_loop import until
+
+
+class PatienceTests(TransactionTestCase):
+    """Calls that end."""
+
+    def setUp(self) -> None:
+        sleep = {"postgresql": "SELECT pg_sleep(60)", "mysql": "SELECT SLEEP(60)"}
+        if vendor() not in sleep:
+            self.skipTest("SQLite waits for nobody but its file")
+        self.sleep = sleep[vendor()]
+        self.addCleanup(connection.close)
+
+    def ask(self, sql: str, seconds: float) -> None:
+        with Within(connections["default"], seconds), connection.cursor() as cursor:
+            cursor.execute(sql)
+
+    def test_a_call_that_takes_too_long_is_an_error_in_its_thread(self):
+        """Soon after its time, and with a new connection all is well."""
+        began = time.monotonic()
+        with self.assertRaises(OperationalError):
+            self.ask(self.sleep, 0.5)
+        seconds = time.monotonic() - began
+        connection.close()
+        self.ask("SELECT 1", 10)
+
+        self.assertGreater(seconds, 0.5)
+        self.assertLess(seconds, 5)
+
+    def test_a_call_in_time_is_left_alone(self):
+        """So is what comes after it, however long."""
+        self.ask("SELECT 1", 0.3)
+        with connection.cursor() as cursor:
+            cursor.execute(self.sleep.replace("60", "1"))
+            self.assertEqual(1, len(cursor.fetchall()))
+
+    def test_connecting_has_an_end_too(self):
+        """A server that accepts and says nothing is given up in seconds; settings are put back."""
+        deaf = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(deaf.close)
+        connection.close()
+        settings = connection.settings_dict
+        own = settings | {"HOST": "127.0.0.1", "PORT": str(deaf.getsockname()[1])}
+        began = time.monotonic()
+        with mock.patch.object(connection, "settings_dict", own):
+            with self.assertRaises(OperationalError), prompt("default"):
+                connection.ensure_connection()
+            self.assertIs(own, connection.settings_dict)
+
+        self.assertLess(time.monotonic() - began, 10)
+
+
+class HoleTests(ProcessTestCase):
+    """A network that swallows everything and says nothing."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        if vendor() == "sqlite":
+            self.skipTest("SQLite has no network")
+        self.proxy = Proxy(database_url())
+        self.addCleanup(self.proxy.close)
+
+    def begin(self, timeout: int, url: str) -> Child:
+        """Start a runner, return it once it runs the only task there is."""
+        child = self.start(
+            "taskrunner", "-w", 1, "-v", 2, TEST_DATABASE=url, TEST_WORKER_TIMEOUT=str(timeout)
+        )
+        wait_until((self.folder / "started").exists, "The task")
+        return child
+
+    def test_an_outcome_in_hand_is_stored_when_the_network_is_back(self):
+        """Every call ends, the runner starts nothing meanwhile, and is soon at work again."""
+        result = wait_for_file.enqueue(str(self.folder))
+        runner = self.begin(60, self.proxy.url)
+        self.proxy.is_hole.set()
+        (self.folder / "go").touch()
+        runner.wait_for("has not answered in time")
+        runner.wait_for("The database failed")
+        self.assertEqual("RUNNING", row(result.id).status)
+        later = add.enqueue(1, 2)
+        self.proxy.is_hole.clear()
+        began = time.monotonic()
+        result.wait(30)
+        later.wait(30)
+        seconds = time.monotonic() - began
+
+        self.assertEqual(("SUCCESSFUL", 1), (result.status, result.attempts))
+        self.assertEqual(3, later.return_value)
+        self.assertLess(seconds, 8)
+
+    def test_a_runner_that_was_cut_off_joins_anew(self):
+        """Others have run its task meanwhile; it drops its own outcome, and says so."""
+        result = wait_for_file.enqueue(str(self.folder))
+        cut_off = self.begin(2, self.proxy.url)
+        self.proxy.is_hole.set()
+        self.begin(2, database_url())
+        wait_until(lambda: result.refresh() or result.attempts == 2, "The second start")
+        (self.folder / "go").touch()
+        result.wait(30)
+        self.proxy.is_hole.clear()
+        cut_off.wait_for("joins anew")
+        cut_off.wait_for("was dropped")
+
+        self.assertEqual(("SUCCESSFUL", 2), (result.status, row(result.id).attempt))
+        wait_until(lambda: Worker.objects.filter(state="live").count() == 2, "The new name")
+
+
+class RestartTests(ProcessTestCase):
+    """A server that is gone and comes back."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        if vendor() != "postgresql":
+            self.skipTest("the server of this test is PostgreSQL")
+        from .servers import Postgres
+
+        self.server = Postgres()
+        self.addCleanup(self.server.close)
+
+    def command(self, *arguments: Any) -> Child:
+        return self.start(*arguments, TEST_DATABASE=self.server.url)
+
+    def count(self, status: str) -> int:
+        sql = f"SELECT COUNT(*) FROM dbtasks_scheduledtask WHERE status = '{status}'"
+        return int(self.server.fetch(sql)[0][0])
+
+    def test_nothing_is_lost_by_a_restart_and_work_goes_on_at_once(self):
+        """No process ends, each task starts once, and outcomes come within five seconds."""
+        total = 3000
+        self.assertEqual(0, self.command("migrate", "-v", 0).end())
+        calls = f"[((0.01,), {{}})] * {total}"
+        code = f"from tests.tasks import rest; rest.enqueue_many({calls})"
+        self.assertEqual(0, self.command("shell", "-v", 0, "-c", code).end())
+        runner = self.command("taskrunner", "-w", 4)
+        wait_until(lambda: self.count("SUCCESSFUL") > 300, "The first outcomes")
+        self.server.restart()
+        began, before = time.monotonic(), self.count("SUCCESSFUL")
+        # What was in hand, and as much again: claims and outcomes flow.
+        wait_until(lambda: self.count("SUCCESSFUL") > before + 200, "New outcomes")
+        seconds = time.monotonic() - began
+        wait_until(lambda: self.count("SUCCESSFUL") == total, "The last outcome")
+        starts = self.server.fetch("SELECT DISTINCT attempt, lost FROM dbtasks_scheduledtask")
+
+        self.assertLess(seconds, 5)
+        self.assertEqual([(1, 0)], starts)
+        self.assertIsNone(runner.process.poll())
+
+
+class LockTests(ProcessTestCase):
+    """Somebody holds what the runner needs."""
+
+    def test_locked_rows_are_waited_for(self):
+        """The runner lives, and the outcome is stored when the lock is gone."""
+        result = wait_for_file.enqueue(str(self.folder))
+        runner = self.start("taskrunner", "-w", 1, "-v", 2)
+        wait_until((self.folder / "started").exists, "The task")
+        with transaction.atomic():
+            list(ScheduledTask.objects.select_for_update())
+            list(Worker.objects.select_for_update())
+            (self.folder / "go").touch()
+            if vendor() == "sqlite":
+                # Whoever has begun holds the only lock there is; writers wait for it 20 seconds.
+                time.sleep(8)
+            else:
+                runner.wait_for("has not answered in time")
+                runner.wait_for("missed a beat")
+            result.refresh()
+            self.assertEqual("RUNNING", result.status)
+        result.wait(30)
+        later = add.enqueue(1, 2).wait(30)
+
+        self.assertEqual(("SUCCESSFUL", 1), (result.status, result.attempts))
+        self.assertEqual(3, later.return_value)
+        self.assertIsNone(runner.process.poll())
+
+    def test_a_locked_table_is_waited_for(self):
+        """So is a migration that takes its time."""
+        if vendor() != "postgresql":
+            self.skipTest("the statement is PostgreSQL's")
+        result = wait_for_file.enqueue(str(self.folder))
+        runner = self.start("taskrunner", "-w", 1, "-v", 2)
+        wait_until((self.folder / "started").exists, "The task")
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("LOCK TABLE dbtasks_scheduledtask, dbtasks_worker")
+            (self.folder / "go").touch()
+            runner.wait_for("has not answered in time")
+            runner.wait_for("The database failed")
+
+        self.assertEqual(("SUCCESSFUL", 1), (result.wait(30).status, result.attempts))
+
+
+class BacklogTests(TransactionTestCase):
+    """Outcomes that the database does not take."""
+
+    def test_a_database_that_comes_back_is_not_blamed_on_the_outcome(self):
+        """MySQL says the same to those whose words are too many; size tells which it was."""
+        settle, failures = store.settle, iter([OperationalError(2013, "Lost connection")] * 6)
+
+        def sometimes(db: str, outcomes: Any) -> Any:
+            if error := next(failures, None):
+                raise error
+            return settle(db, outcomes)
+
+        result = add.enqueue(1, 2)
+        with (
+            mock.patch.object(store, "settle", sometimes),
+            mock.patch("dbtasks.finisher.LONGEST_PAUSE", 0.1),
+        ):
+            Runner(workers=1, drain=True).run()
+        result.refresh()
+
+        self.assertEqual((3, 1), (result.return_value, result.attempts))
+
+    def test_claims_stop_while_too_many_outcomes_wait(self):
+        """More work would only be more to lose; all of it is stored in the end."""
+        away, settle = threading.Event(), store.settle
+        away.set()
+
+        def refuse(db: str, outcomes: Any) -> Any:
+            if away.is_set():
+                raise OperationalError("away")
+            return settle(db, outcomes)
+
+        results = add.enqueue_many([((n, 0), {}) for n in range(200)])
+        runner = Runner(workers=2)
+        with (
+            mock.patch.object(runner_module, "MAX_BACKLOG", 10),
+            mock.patch.object(store, "settle", refuse),
+        ):
+            thread = threading.Thread(target=runner.run)
+            thread.start()
+            try:
+                until(lambda: runner._finisher and runner._finisher.backlog > 10)
+                until(lambda: runner._pool.idle)
+                held = runner._finisher.backlog
+                runner.wake()
+                until(lambda: not runner._bell.is_set())
+                self.assertEqual(held, ScheduledTask.objects.running().count())
+                self.assertEqual(200 - held, ScheduledTask.objects.due().count())
+                away.clear()
+                ended = [result.wait(30) for result in results]
+            finally:
+                away.clear()
+                runner.stop()
+                thread.join(30)
+
+        self.assertLess(held, 200)
+        self.assertEqual({("SUCCESSFUL", 1)}, {(r.status, r.attempts) for r in ended})
