@@ -111,49 +111,6 @@ class SecondLookTests(RunnerTestCase):
         until(lambda: row(id).is_finished)
 
 
-class Pooled:
-    """A connection through a transaction pooler: each statement may go to another session."""
-
-    def __init__(self, wrapper: Any) -> None:
-        self._wrapper = wrapper
-
-    def __enter__(self) -> "Pooled":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        pass
-
-    def execute(self, sql: str) -> Any:
-        params = self._wrapper.get_connection_params()
-        with self._wrapper.Database.connect(**params, autocommit=True) as connection:
-            return connection.execute(sql)
-
-
-class PoolerTests(RunnerTestCase):
-    """Behind a transaction pooler nothing is heard."""
-
-    loop_delay = 0.2
-
-    def setUp(self) -> None:
-        if vendor() != "postgresql":
-            self.skipTest("only PostgreSQL has NOTIFY")
-        pooled = mock.patch.object(wakeup.Listener, "_connect", lambda _, wrapper: Pooled(wrapper))
-        pooled.start()
-        self.addCleanup(pooled.stop)
-        with self.assertLogs("dbtasks.wakeup", "WARNING") as self.logs:
-            super().setUp()
-            self.runner._watcher._thread.join(10)
-
-    def test_the_runner_says_so_and_polls(self):
-        """One warning, and rows are found all the same."""
-        id = make_task(task_path="tests.runner.tasks.add")
-
-        until(lambda: row(id).is_finished)
-        self.assertFalse(self.runner._watcher.is_healthy)
-        self.assertIn("A pooler stands before 'default'", "".join(self.logs.output))
-        self.assertEqual(1, len(self.logs.output))
-
-
 class NotifyTests(TransactionTestCase):
     """What enqueue() sends."""
 
