@@ -7,11 +7,14 @@ apps, but for those that run tasks, which need the models. Never holds code of i
 from typing import TYPE_CHECKING, Any
 
 from .exceptions import (
+    CrontabError,
     DBTasksError,
     Discard,
     DurationError,
     Retry,
     RunnerError,
+    ScheduleError,
+    ScheduleExhausted,
     Snooze,
     TaskAbandoned,
     TaskCancelled,
@@ -21,16 +24,22 @@ from .exceptions import (
     TaskTimeout,
     WorkerLost,
 )
-from .schedule import Duration
+from .schedule import Crontab, Duration, Every, Schedule
 from .task import Task, TaskContext, TaskResult, task
 
 __all__ = [
+    "Crontab",
+    "CrontabError",
     "DBTasksError",
     "Discard",
     "Duration",
     "DurationError",
+    "Every",
     "Retry",
     "RunnerError",
+    "Schedule",
+    "ScheduleError",
+    "ScheduleExhausted",
     "Snooze",
     "Task",
     "TaskAbandoned",

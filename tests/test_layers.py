@@ -12,6 +12,7 @@ PACKAGE = Path(dbtasks.__file__).parent
 # A module imports from its own level downward only; __init__ exports levels 0 to 2.
 LEVELS = {
     "exceptions": 0,
+    "cron": 1,
     "schedule": 1,
     "payload": 1,
     "policy": 1,
