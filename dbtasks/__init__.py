@@ -24,6 +24,7 @@ from .exceptions import (
     TaskTimeout,
     WorkerLost,
 )
+from .periodic import Periodic, periodic
 from .schedule import Crontab, Duration, Every, Schedule
 from .task import Task, TaskContext, TaskResult, task
 
@@ -35,6 +36,7 @@ __all__ = [
     "Duration",
     "DurationError",
     "Every",
+    "Periodic",
     "Retry",
     "RunnerError",
     "Schedule",
@@ -52,6 +54,7 @@ __all__ = [
     "TaskTimeout",
     "WorkerLost",
     "pending_count",
+    "periodic",
     "process_one",
     "process_tasks",
     "run_task",

@@ -122,7 +122,7 @@ class Schedule(ABC):
         Raise ScheduleExhausted if there is none, or none up to `until`, that moment included.
         """
         after = datetime.now(UTC) if after is None else after
-        place = UTC if after.tzinfo is None else self._place()
+        place = UTC if after.tzinfo is None else self.place
         tick = self._after(_utc(after), place)
         if until is not None and tick > _utc(until):
             raise ScheduleExhausted(f"{self} has no tick from {after} to {until}.")
@@ -148,9 +148,12 @@ class Schedule(ABC):
                 return list(ticks)
             window *= 8
 
-    def _place(self) -> tzinfo:
+    @property
+    def place(self) -> tzinfo:
+        """The time zone whose clocks count."""
         if self.timezone is not None:
             return self.timezone
+        # Not at the top: schedules are made in settings.
         from django.utils.timezone import get_default_timezone
 
         return get_default_timezone()
@@ -276,11 +279,10 @@ def parse(value: Any, timezone: str | tzinfo | None = None, key: str = "") -> Sc
     CrontabError, DurationError or ScheduleError if it is none.
     """
     if isinstance(value, Schedule):
-        kind, (text, own, *_) = value.__reduce__()
-        keyed = {"key": key} if isinstance(value, Crontab) and not value.key else {}
-        return (
-            value if type(value) not in (Every, Crontab) else kind(text, own or timezone, **keyed)
-        )
+        place = value.timezone or timezone
+        if type(value) is Crontab:
+            return Crontab(value.text, place, key or value.key)
+        return Every(value.period, place) if type(value) is Every else value
     if isinstance(value, str) and (len(value.split()) > 1 or value.strip().startswith("@")):
         try:
             return Every(value, timezone)
@@ -290,8 +292,8 @@ def parse(value: Any, timezone: str | tzinfo | None = None, key: str = "") -> Sc
         return Every(value, timezone)
     except DurationError:
         raise ScheduleError(
-            f"{short_repr(value)} is no schedule. Use a cron line such as '30 3 * * 1-5' or '@daily', "
-            "or a duration above zero such as '15m', '1h30m' or a timedelta."
+            f"{short_repr(value)} is no schedule. Use a cron line such as '30 3 * * 1-5' or "
+            "'@daily', or a duration above zero such as '15m', '1h30m' or a timedelta."
         ) from None
 
 

@@ -14,6 +14,7 @@ LEVELS = {
     "exceptions": 0,
     "cron": 1,
     "schedule": 1,
+    "periodic": 1,
     "payload": 1,
     "policy": 1,
     "indexes": 1,
