@@ -17,8 +17,8 @@ from .backend import MAX_QUEUE, DatabaseBackend
 from .models import MAX_BACKEND
 from .store import SUPPORTED
 
-# Connections of a runner beside one a thread: loop, finisher, heart, maintenance, report.
-OWN_CONNECTIONS = 5
+# Connections of a runner beside one a thread: loop, finisher, heart, ticker, maintenance, report.
+OWN_CONNECTIONS = 6
 
 
 def default_workers() -> int:

@@ -61,8 +61,8 @@ class Plan:
         return list(args), dict(kwargs)
 
 
-# By path of the task: its backend's alias, and the schedules, the one nearest to @task first.
-_decorated: dict[str, tuple[str, list[Periodic]]] = {}
+# By path: the task, and its schedules, the one nearest to @task first.
+_decorated: dict[str, tuple[Task, list[Periodic]]] = {}
 
 
 def periodic(spec: Any, **options: Any) -> Callable[[Task], Task]:
@@ -75,10 +75,11 @@ def periodic(spec: Any, **options: Any) -> Callable[[Task], Task]:
     def decorate(task: Task) -> Task:
         if not isinstance(task, Task):
             raise TypeError(f"@periodic belongs above @task: {short_repr(task)} is no task.")
-        alias, others = _decorated.get(task.module_path, (task.backend, []))
-        wanted = [*others, Periodic(spec, **options)]
+        known, others = _decorated.get(task.module_path, (task, []))
+        # A module that is imported again says it all again.
+        wanted = [*(others if known.func is task.func else []), Periodic(spec, **options)]
         _plans(task.module_path, wanted)
-        _decorated[task.module_path] = (task.backend, wanted)
+        _decorated[task.module_path] = (task, wanted)
         return task
 
     return decorate
@@ -90,8 +91,8 @@ def decorated(alias: str, except_for: Iterable[str] = ()) -> dict[str, Plan]:
     found = [(path, _decorated[path]) for path in sorted(paths)]
     return {
         plan.key: plan
-        for path, (backend, wanted) in found
-        if backend == alias
+        for path, (task, wanted) in found
+        if task.backend == alias
         for plan in _plans(path, wanted)
     }
 
@@ -135,7 +136,9 @@ def _plans(path: Any, wanted: Iterable[Any]) -> list[Plan]:
     keys = [plan.key.casefold() for plan in plans]
     for plan in plans:
         if keys.count(plan.key.casefold()) > 1:
-            raise ScheduleError(f"{path}: {plan.key!r} is the key of two schedules. Use `key`.")
+            raise ScheduleError(
+                f"{path}: {plan.key!r} is the key of two schedules. Use `key` to name one."
+            )
     return plans
 
 
@@ -166,13 +169,11 @@ def _wrong(one: Periodic, key: Any) -> Iterator[str]:
     if not isinstance(key, str) or not key.isprintable() or key != key.strip() or not key:
         yield f"{short_repr(key)} is no key. Use printable text, no space at the ends."
     elif len(key) > MAX_KEY:
-        yield f"The key {short_repr(key)} has more than the {MAX_KEY} characters allowed. Use `key`."
+        yield f"The key {short_repr(key)} has more than {MAX_KEY} characters. Use `key` to name it."
     if not (callable(one.args) or isinstance(one.args, list | tuple)):
-        yield f"args must be a list, or a function that returns one, not {short_repr(one.args)}."
-    if not callable(one.kwargs) and not (
-        isinstance(one.kwargs, Mapping) and all(isinstance(name, str) for name in one.kwargs)
-    ):
-        yield f"kwargs must be a dict, or a function that returns one, not {short_repr(one.kwargs)}."
+        yield f"args must be a list, or a function that returns one: {short_repr(one.args)}."
+    if not (callable(one.kwargs) or isinstance(one.kwargs, Mapping)):
+        yield f"kwargs must be a dict, or a function that returns one: {short_repr(one.kwargs)}."
     if one.missed not in MISSED:
         yield f"missed must be one of 'latest', 'skip' and 'all', not {short_repr(one.missed)}."
     if not isinstance(one.overlap, bool):

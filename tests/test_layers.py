@@ -34,6 +34,7 @@ LEVELS = {
     "maintenance": 7,
     "liveness": 7,
     "quarantine": 7,
+    "ticker": 7,
     "runner": 8,
     "inline": 8,
     "checks": 9,
