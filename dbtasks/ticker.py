@@ -68,7 +68,9 @@ def check_call(backend: DatabaseBackend, path: str, args: Any, kwargs: Any) -> b
     """
     try:
         task = registry.find(path, backend.config.task_modules).using(backend=backend.alias)
-    except (TaskNotFound, InvalidTask) as error:
+    except TaskNotFound as error:
+        raise ScheduleError(str(error)) from None
+    except InvalidTask as error:
         raise ScheduleError(f"{path}: {error}") from None
     if callable(args) or callable(kwargs):
         return task
