@@ -215,3 +215,27 @@ def plan_of(row: PeriodicTask) -> Plan:
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise ScheduleError("args must be a list, and kwargs a dict.")
     return Plan(row.key, row.task_path, row.schedule, args, kwargs, retain)
+
+
+def run_now(backend: DatabaseBackend, row: PeriodicTask) -> bool:
+    """Enqueue one run of the schedule at once; return whether that was done.
+
+    Not if, without `overlap`, the run before has not finished. Raise ScheduleError if it cannot be
+    run from here.
+    """
+    registry.discover()
+    made_here = row.origin == periodic.ADMIN
+    plan = plan_of(row) if made_here else plans_of(backend).get(row.key)
+    if plan is None:
+        raise ScheduleError(f"{row.key!r} is not in the settings of this process.")
+    try:
+        new, result = make(backend, plan)
+    except ScheduleError:
+        raise
+    except Exception as error:  # whatever the project's function for arguments raises
+        raise ScheduleError(f"the arguments of {row.key!r} cannot be told: {error!r}") from error
+    db = backend.database
+    done = periodic.run_now(db, row, periodic.Tick(periodic.now(db), new))
+    if done:
+        backend.announce([result])
+    return done
