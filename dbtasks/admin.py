@@ -837,14 +837,16 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
         """Fire them no more, until they are resumed."""
         rows = list(queryset.filter(paused=False))
         count = periodic.pause(queryset.db, [row.pk for row in rows])
-        self._tell(request, rows, _("Paused."), _("%d schedules were paused.") % count)
+        text = ngettext("%d schedule was paused.", "%d schedules were paused.", count)
+        self._tell(request, rows, _("Paused."), text % count)
 
     @admin.action(description=_("Resume"), permissions=["change"])
     def resume(self, request: HttpRequest, queryset: Any) -> None:
         """Fire them again, from the next tick on."""
         rows = list(queryset.filter(paused=True))
         count = periodic.resume(queryset.db, [row.pk for row in rows])
-        self._tell(request, rows, _("Resumed."), _("%d schedules were resumed.") % count)
+        text = ngettext("%d schedule was resumed.", "%d schedules were resumed.", count)
+        self._tell(request, rows, _("Resumed."), text % count)
 
     def _tell(self, request: HttpRequest, rows: list[PeriodicTask], note: Any, text: str) -> None:
         for row in rows:

@@ -343,7 +343,7 @@ class PeriodicTask(models.Model):
     # The last one that has been fired, and the last one that was not.
     last_tick = Instant(_("last tick"), null=True)
     skipped_tick = Instant(_("last skipped tick"), null=True)
-    # When a runner that has it in its settings last started; NULL if made by people.
+    # When a runner last said that it has the key in its settings.
     seen_at = Instant(_("seen at"), null=True)
 
     class Meta:

@@ -21,6 +21,7 @@ from django.tasks.exceptions import InvalidTask
 from . import payload, registry
 from .backend import DatabaseBackend
 from .exceptions import DurationError, ScheduleError, TaskNotFound
+from .execute import leave_clean
 from .models import PeriodicTask
 from .periodic import Plan, decorated
 from .schedule import Duration, Schedule
@@ -32,6 +33,8 @@ logger = logging.getLogger("dbtasks.periodic")
 # Seconds between two looks, so that schedules made or changed elsewhere are seen; and where there
 # is no schedule at all.
 LOOK_INTERVAL, IDLE_INTERVAL = 5.0, 10.0
+# Seconds between two signs that a runner has its schedules in its settings.
+SEEN_INTERVAL = 3600.0
 # Seconds by which runners that wait for the same tick differ, so that most find it fired.
 SPREAD = 0.05
 # Seconds before a failed round is tried again: the first time, and the longest.
@@ -95,7 +98,7 @@ class Ticker:
             raise ImproperlyConfigured(" ".join(wrong))
         self._backend, self._db = backend, backend.database
         self._plans: Mapping[str, Plan] = plans_of(backend)
-        self._declared = False
+        self._declared, self._seen_at = False, 0.0
         # By id of a schedule that could not be fired: when to try again, on the monotonic clock.
         self._ailing: dict[int, float] = {}
         self._stop = threading.Event()
@@ -128,10 +131,7 @@ class Ticker:
         """Fire what is due; return the seconds until the next look."""
         # With DEBUG a connection would remember every statement.
         reset_queries()
-        if not self._declared:
-            for taken in periodic.declare(self._db, self._backend.alias, self._plans.values()):
-                logger.error("%r is the key of a schedule made in the admin; rename one", taken)
-            self._declared = True
+        self._keep()
         began = time.monotonic()
         look = periodic.look(self._db, self._backend.alias, self._plans)
         if look.now is None:
@@ -147,6 +147,17 @@ class Ticker:
             until = (look.next_tick - look.now).total_seconds() + random.uniform(0, SPREAD)
             wait = min(wait, until - (time.monotonic() - began))
         return max(0.0, wait)
+
+    def _keep(self) -> None:
+        """See to it that the schedules are in the table, and stay there."""
+        now = time.monotonic()
+        if self._declared and now < self._seen_at + SEEN_INTERVAL:
+            return
+        alias, plans = self._backend.alias, self._plans
+        if not self._declared or not periodic.see(self._db, alias, plans):
+            for taken in periodic.declare(self._db, alias, plans.values()):
+                logger.error("%r is the key of a schedule made in the admin; rename one", taken)
+        self._declared, self._seen_at = True, now
 
     def catch_up(self) -> None:
         """Fire, in this thread, what is due now."""
@@ -165,6 +176,9 @@ class Ticker:
             logger.exception("%s cannot be fired; its tick waits", row.key)
             self._ailing[row.pk] = time.monotonic() + AILING_PAUSE
             return
+        finally:
+            # What a project's function has left open must not swallow the tick.
+            leave_clean(row.task_path, keep=True)
         runs = [periodic.Tick(at, new) for at, new, _ in made]
         fired = periodic.fire(self._db, row, runs, next_tick, skipped)
         if fired is None:

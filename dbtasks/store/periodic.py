@@ -5,6 +5,7 @@ what is to run at a tick is handed in. A tick is fired by whoever moves `next_ti
 one transaction with the row to be run; a unique index on key and tick stands behind that.
 
     declare     ∅ → there; what settings say; the next tick only if they say another schedule
+    see         seen_at, so that it is not forgotten
     fire        next_tick → a later one, and a READY row for each tick due
     run_now     a READY row for this moment; the next tick stays
     pause       → paused: nothing is fired
@@ -83,11 +84,20 @@ def declare(db: str, backend: str, plans: Iterable[Plan]) -> list[str]:
     at = now(db)
     plans = list(plans)
     taken = [plan.key for plan in plans if not _declare(db, backend, plan, at)]
-    own = of(db, backend).filter(origin=SETTINGS)
-    named = own.filter(key__in=[plan.key for plan in plans])
-    _unit(db, lambda *_: named.update(seen_at=at))
-    _unit(db, lambda *_: own.filter(seen_at__lt=at - REMEMBERED)._raw_delete(db))
+    see(db, backend, [plan.key for plan in plans])
+    old = of(db, backend).filter(origin=SETTINGS, seen_at__lt=at - REMEMBERED)
+    _unit(db, lambda *_: old._raw_delete(db))
     return taken
+
+
+def see(db: str, backend: str, keys: Iterable[str]) -> bool:
+    """Note that a runner has schedules with those keys in its settings; return whether all exist.
+
+    One that people have taken exists, too.
+    """
+    keys, at = list(keys), now(db)
+    rows = of(db, backend).filter(key__in=keys)
+    return _unit(db, lambda *_: rows.update(seen_at=at)) >= len(keys)
 
 
 def _declare(db: str, backend: str, plan: Plan, at: datetime) -> bool:

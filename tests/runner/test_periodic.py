@@ -11,7 +11,7 @@ from unittest import mock
 
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection
+from django.db import connection, connections, transaction
 from django.tasks import task_backends
 from django.test import SimpleTestCase, TransactionTestCase, override_settings
 
@@ -256,6 +256,31 @@ class TickerTests(TransactionTestCase):
         self.assertIn("a cannot be fired", logs.output[0])
         self.assertEqual([7], ScheduledTask.objects.get(schedule_key="a").args)
 
+    def test_a_transaction_that_a_function_leaves_open_swallows_nothing(self):
+        """It is rolled back; the tick is fired and committed."""
+
+        def leave_open() -> list[int]:
+            transaction.atomic().__enter__()
+            return [1]
+
+        specs = {REMEMBER: Periodic("1h", leave_open)}
+
+        def run() -> None:
+            try:
+                Ticker(own).catch_up()
+            finally:
+                connections.close_all()
+
+        with schedules(specs) as own:
+            Ticker(own).catch_up()
+            overdue(MINUTE)
+            thread = threading.Thread(target=run)
+            with self.assertLogs("dbtasks.runner", "WARNING"):
+                thread.start()
+                thread.join(30)
+
+        self.assertEqual(1, len(fired()))
+
     def test_a_lost_database_delays_a_tick_only(self):
         """The next round after it is back fires it."""
         with schedules({REMEMBER: Periodic("1h", [1])}) as own:
@@ -270,6 +295,22 @@ class TickerTests(TransactionTestCase):
             one.catch_up()
 
         self.assertEqual([seen.next_tick], fired())
+
+    def test_a_runner_keeps_its_schedules_for_as_long_as_it_runs(self):
+        """Another deployment's start does not forget them, and what is gone comes back."""
+        with schedules({TELL: "1h"}) as own:
+            one = Ticker(own)
+            one.catch_up()
+            PeriodicTask.objects.update(seen_at=utc(2020, 1, 1))
+            one._seen_at -= ticker.SEEN_INTERVAL
+            one.catch_up()
+            store.declare(DB, "default", [])
+            self.assertEqual(TELL, PeriodicTask.objects.get().key)
+            PeriodicTask.objects.all().delete()
+            one._seen_at -= ticker.SEEN_INTERVAL
+            one.catch_up()
+
+        self.assertEqual(TELL, PeriodicTask.objects.get().key)
 
     def test_an_idle_ticker_asks_seldom(self):
         """One statement, then a sleep of seconds, or exactly until the next tick."""
