@@ -166,6 +166,7 @@ class Ticker:
 
     def _try(self, row: PeriodicTask, now: datetime) -> None:
         """Fire the ticks of one schedule; a broken one must not keep the others from theirs."""
+        inside = connections[self._db].in_atomic_block
         try:
             schedule = row.schedule
             ticks, skipped = due_ticks(schedule, row, now)
@@ -178,7 +179,8 @@ class Ticker:
             return
         finally:
             # What a project's function has left open must not swallow the tick.
-            leave_clean(row.task_path, keep=True)
+            if not inside:
+                leave_clean(row.task_path, keep=True)
         runs = [periodic.Tick(at, new) for at, new, _ in made]
         fired = periodic.fire(self._db, row, runs, next_tick, skipped)
         if fired is None:

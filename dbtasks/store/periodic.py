@@ -97,7 +97,7 @@ def see(db: str, backend: str, keys: Iterable[str]) -> bool:
     """
     keys, at = list(keys), now(db)
     rows = of(db, backend).filter(key__in=keys)
-    return _unit(db, lambda *_: rows.update(seen_at=at)) >= len(keys)
+    return _unit(db, lambda *_: int(rows.update(seen_at=at))) >= len(keys)
 
 
 def _declare(db: str, backend: str, plan: Plan, at: datetime) -> bool:
