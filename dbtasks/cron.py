@@ -64,10 +64,9 @@ _NTH = re.compile(r"(\w+)#([1-5])|(\w+)l|l(\w+)", re.ASCII)
 class Line(NamedTuple):
     """A cron line as it was read."""
 
-    # Each field as a list of plain numbers, ``*`` where that is all of them.
-    text: str
-    # Whether a day must be right by either day field, rather than by both.
-    day_or: bool
+    # Each field as a list of plain numbers, ``*`` where that is all of them. Two texts where a
+    # day that is right by either day field will do: together croniter misreads some of them.
+    texts: tuple[str, ...]
     # Whether neither minute nor hour begin with a star: a time of day, not an interval.
     is_fixed: bool
 
@@ -108,7 +107,9 @@ def _read(words: list[str], key: str) -> Line:
     if day_or and (_is_full(DAY, sets[2]) or _is_full(WEEKDAY, sets[4])):
         sets[2] = sets[4] = {"*"}
     texts = [_text(field, values) for field, values in zip(FIELDS, sets, strict=True)]
-    return Line(" ".join(texts), day_or, not (minute.startswith("*") or hour.startswith("*")))
+    either = [[*texts[:4], "*"], [*texts[:2], "*", *texts[3:]]] if day_or else [texts]
+    is_fixed = not (minute.startswith("*") or hour.startswith("*"))
+    return Line(tuple(" ".join(words) for words in either), is_fixed)
 
 
 def _values(field: Field, word: str, key: str) -> set[str]:

@@ -10,6 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import copy
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cached_property
@@ -255,18 +256,18 @@ class Crontab(Schedule):
 
     def _search(self, wall: datetime) -> datetime:
         """Return the first minute after the naive wall clock that the line describes."""
-        # A search moves the finder: each has its own.
-        finder = copy(self._finder)
-        try:
-            start = wall.replace(second=0, microsecond=0)
-            found: datetime = finder.get_next(datetime, start_time=start)
-        except (CroniterBadDateError, ValueError):
-            raise ScheduleExhausted(f"{self} has no tick after {wall}.") from None
-        return found
+        start, found = wall.replace(second=0, microsecond=0), []
+        for finder in self._finders:
+            # A search moves the finder: each has its own.
+            with suppress(CroniterBadDateError, ValueError):
+                found.append(copy(finder).get_next(datetime, start_time=start))
+        if not found:
+            raise ScheduleExhausted(f"{self} has no tick after {wall}.")
+        return min(found)
 
     @cached_property
-    def _finder(self) -> croniter:
-        return croniter(self._line.text, ORIGIN, day_or=self._line.day_or)
+    def _finders(self) -> list[croniter]:
+        return [croniter(text, ORIGIN, day_or=False) for text in self._line.texts]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.text, self.timezone, self.key))

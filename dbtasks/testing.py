@@ -291,7 +291,7 @@ def _pending(task: base.Task | None) -> str:
     db = _ours(task.backend if task else base.DEFAULT_TASK_BACKEND_ALIAS).database
     # Each row that was written leaves one of ours, which wakes runners.
     names = [getattr(entry[1], "__qualname__", "") for entry in connections[db].run_on_commit]
-    waiting = sum("_write_now" not in name for name in names)
+    waiting = sum("DatabaseBackend.announce" not in name for name in names)
     if not waiting:
         return ""
     return (

@@ -156,7 +156,7 @@ DAILY = st.tuples(numbers(0, 59), HOURS).map(
 class BruteForceTests(SimpleTestCase):
     """Crontab against a walk through all minutes, and against another implementation."""
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(spec=DAILY | SPECS, zone=st.sampled_from(ZONES), n=st.integers(0, 1000))
     def test_ticks_are_those_of_a_walk_through_all_minutes(self, spec: Spec, zone: str, n: int):
         """Around every change of clocks, in every zone."""
@@ -168,7 +168,7 @@ class BruteForceTests(SimpleTestCase):
 
         self.assertEqual(expected, [at.astimezone(UTC) for at in crontab.dates(first, last)])
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(
         spec=DAILY | SPECS,
         zone=st.sampled_from(ZONES),
@@ -186,7 +186,7 @@ class BruteForceTests(SimpleTestCase):
 
         self.assertEqual(expected, found)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(spec=DAILY | SPECS, start=st.datetimes(datetime(2005, 1, 1), datetime(2035, 1, 1)))
     def test_naive_in_naive_out(self, spec: Spec, start: datetime):
         """A wall clock that nobody changes."""
