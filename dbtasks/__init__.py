@@ -7,11 +7,14 @@ apps, but for those that run tasks, which need the models. Never holds code of i
 from typing import TYPE_CHECKING, Any
 
 from .exceptions import (
+    CrontabError,
     DBTasksError,
     Discard,
     DurationError,
     Retry,
     RunnerError,
+    ScheduleError,
+    ScheduleExhausted,
     Snooze,
     TaskAbandoned,
     TaskCancelled,
@@ -21,16 +24,24 @@ from .exceptions import (
     TaskTimeout,
     WorkerLost,
 )
-from .schedule import Duration
+from .periodic import Periodic, periodic
+from .schedule import Crontab, Duration, Every, Schedule
 from .task import Task, TaskContext, TaskResult, task
 
 __all__ = [
+    "Crontab",
+    "CrontabError",
     "DBTasksError",
     "Discard",
     "Duration",
     "DurationError",
+    "Every",
+    "Periodic",
     "Retry",
     "RunnerError",
+    "Schedule",
+    "ScheduleError",
+    "ScheduleExhausted",
     "Snooze",
     "Task",
     "TaskAbandoned",
@@ -43,6 +54,7 @@ __all__ = [
     "TaskTimeout",
     "WorkerLost",
     "pending_count",
+    "periodic",
     "process_one",
     "process_tasks",
     "run_task",

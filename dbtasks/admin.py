@@ -13,11 +13,12 @@ from itertools import groupby
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.utils import flatten_fieldsets, quote
 from django.contrib.admin.views.main import ChangeList
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.db import DEFAULT_DB_ALIAS, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -31,9 +32,9 @@ from django.utils.text import Truncator, capfirst
 from django.utils.translation import gettext, ngettext, ngettext_lazy, pgettext_lazy
 from django.utils.translation import gettext_lazy as _
 
-from . import payload, store, wakeup
+from . import payload, store, ticker, wakeup
 from .backend import DatabaseBackend
-from .exceptions import TaskCancelled
+from .exceptions import ScheduleError, TaskCancelled
 from .mask import Mask, backend_of
 from .models import (
     FAILED,
@@ -41,10 +42,12 @@ from .models import (
     RUNNING,
     SUCCESSFUL,
     Hold,
+    PeriodicTask,
     ScheduledTask,
     ScheduledTaskQuerySet,
     Worker,
 )
+from .store import periodic
 
 # Rows that are counted, and so can be paged through; counting ten million takes seconds.
 MAX_COUNT = 10_000
@@ -698,3 +701,192 @@ class WorkerAdmin(admin.ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         # Its runner would have to join anew, and nobody would miss it if it did not.
         return False
+
+
+class PeriodicForm(forms.ModelForm):
+    """A schedule made by people: checked with the sentences that settings are checked with."""
+
+    args = forms.JSONField(label=_("arguments"), required=False, initial=list)
+    kwargs = forms.JSONField(label=_("keyword arguments"), required=False, initial=dict)
+
+    class Meta:
+        model = PeriodicTask
+        fields = (
+            "key",
+            "backend",
+            "task_path",
+            "spec",
+            "timezone",
+            "args",
+            "kwargs",
+            "retain",
+            "missed",
+            "overlap",
+        )
+        help_texts = {
+            "task_path": _("The path of a registered task."),
+            "spec": _("A cron line such as 30 3 * * 1-5, or a duration such as 15m."),
+            "timezone": _("The time zone whose clocks count."),
+            "retain": _("How long finished rows stay, such as 7d; empty is what the task says."),
+        }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        aliases = [a for a in task_backends if isinstance(task_backends[a], DatabaseBackend)]
+        if "backend" in self.fields:
+            self.fields["backend"] = forms.ChoiceField(
+                label=_("backend"), choices=[(alias, alias) for alias in aliases]
+            )
+            self.fields["timezone"].initial = timezone.get_default_timezone_name()
+
+    def clean(self) -> Any:
+        values = super().clean()
+        if self.errors or values is None:
+            return values
+        names = [name for name in self.Meta.fields if name in values]
+        row = PeriodicTask(**{name: values[name] for name in names})
+        backend: Any = task_backends[row.backend]
+        try:
+            plan = ticker.plan_of(row)
+            ticker.check_call(backend, plan.task_path, plan.args, plan.kwargs)
+        except ScheduleError as error:
+            raise ValidationError(str(error)) from error
+        self._check_key(row)
+        return values
+
+    def _check_key(self, row: PeriodicTask) -> None:
+        backend: Any = task_backends[row.backend]
+        others = periodic.of(backend.database, row.backend).exclude(pk=self.instance.pk)
+        taken = {other.key.casefold() for other in others} | {
+            key.casefold() for key in ticker.plans_of(backend)
+        }
+        if row.key.casefold() in taken:
+            raise ValidationError(
+                {"key": _("Another schedule of this backend has this key. Choose another.")}
+            )
+
+
+@admin.register(PeriodicTask)
+class PeriodicTaskAdmin(admin.ModelAdmin):
+    """The schedules: those of settings to look at and to pause, those of people to edit."""
+
+    form = PeriodicForm
+    list_display = (
+        "key",
+        "task_path",
+        "schedule",
+        "next",
+        "last",
+        "is_active",
+        "origin",
+        "backend",
+    )
+    list_filter = ("origin", "paused")
+    search_fields = ("key", "task_path")
+    sortable_by = ()
+    ordering = ("backend", "key")
+    list_per_page = 50
+    show_full_result_count = False
+    actions = ("run_now", "pause", "resume")
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return PeriodicTask.objects.using(database()).order_by("backend", "key")
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        # What settings say is changed there.
+        return super().has_change_permission(request) and (obj is None or _is_by_hand(obj))
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return super().has_delete_permission(request) and (obj is None or _is_by_hand(obj))
+
+    def get_actions(self, request: HttpRequest, action_location: Any = None) -> dict[str, Any]:
+        where = () if action_location is None else (action_location,)
+        actions = super().get_actions(request, *where)
+        # Deletes schedules of settings, too, which runners have in mind.
+        actions.pop("delete_selected", None)
+        return actions
+
+    def save_model(self, request: HttpRequest, obj: PeriodicTask, form: Any, change: bool) -> None:
+        obj.origin = PeriodicTask.Origin.ADMIN
+        periodic.save(database(), obj)
+
+    def delete_model(self, request: HttpRequest, obj: PeriodicTask) -> None:
+        periodic.forget(database(), [obj.pk])
+
+    @admin.action(description=_("Run now"), permissions=["change"])
+    def run_now(self, request: HttpRequest, queryset: Any) -> None:
+        """Enqueue one run of each, and leave the schedules as they are."""
+        for row in queryset:
+            backend = backend_of(row.backend)
+            try:
+                if backend is None:
+                    raise ScheduleError(f"There is no backend {row.backend!r} in TASKS.")
+                done = ticker.run_now(backend, row)
+            except ScheduleError as error:
+                self.message_user(request, f"{row.key}: {error}", messages.ERROR)
+                continue
+            if done:
+                self.log_change(request, row, str(_("Run now.")))
+                text, level = _("%s runs now."), messages.SUCCESS
+            else:
+                text, level = _("%s: the run before has not finished."), messages.WARNING
+            self.message_user(request, text % row.key, level)
+
+    @admin.action(description=_("Pause"), permissions=["change"])
+    def pause(self, request: HttpRequest, queryset: Any) -> None:
+        """Fire them no more, until they are resumed."""
+        rows = list(queryset.filter(paused=False))
+        count = periodic.pause(queryset.db, [row.pk for row in rows])
+        text = ngettext("%d schedule was paused.", "%d schedules were paused.", count)
+        self._tell(request, rows, _("Paused."), text % count)
+
+    @admin.action(description=_("Resume"), permissions=["change"])
+    def resume(self, request: HttpRequest, queryset: Any) -> None:
+        """Fire them again, from the next tick on."""
+        rows = list(queryset.filter(paused=True))
+        count = periodic.resume(queryset.db, [row.pk for row in rows])
+        text = ngettext("%d schedule was resumed.", "%d schedules were resumed.", count)
+        self._tell(request, rows, _("Resumed."), text % count)
+
+    def _tell(self, request: HttpRequest, rows: list[PeriodicTask], note: Any, text: str) -> None:
+        for row in rows:
+            self.log_change(request, row, str(note))
+        self.message_user(request, text, messages.SUCCESS)
+
+    @admin.display(description=_("schedule"))
+    def schedule(self, row: PeriodicTask) -> str:
+        """Show the line and its zone."""
+        return f"{row.spec} ({row.timezone})"
+
+    @admin.display(description=_("next run"))
+    def next(self, row: PeriodicTask) -> str:
+        """Show when it ticks next."""
+        return NOTHING if row.paused else _moment(row.next_tick, relative=True)
+
+    @admin.display(description=_("last run"))
+    def last(self, row: PeriodicTask) -> str:
+        """Show its last run, and what became of it."""
+        if row.last_tick is None:
+            return NOTHING
+        [run] = periodic.last_runs(database(), [row])
+        when = _moment(row.last_tick, relative=True)
+        if run is None:
+            return when
+        url = reverse("admin:dbtasks_scheduledtask_change", args=[run.pk])
+        key = state_of(run)
+        return format_html(
+            '<a href="{}"><span class="dbtasks-state {}">{}</span></a> {}',
+            url,
+            key,
+            STATES[key],
+            when,
+        )
+
+    @admin.display(description=_("active"), boolean=True)
+    def is_active(self, row: PeriodicTask) -> bool:
+        """Show whether it is not paused."""
+        return not row.paused
+
+
+def _is_by_hand(row: PeriodicTask) -> bool:
+    return row.origin == PeriodicTask.Origin.ADMIN

@@ -112,7 +112,7 @@ class DatabaseBackend(BaseTaskBackend):
         is written then. With the option ``immediate`` the task has run when this returns.
         """
         self.validate_task(task)
-        row, result = self._prepare(task, args, kwargs)
+        row, result = self.prepare(task, args, kwargs)
         self._write([(task, row, result)])
         return result
 
@@ -130,7 +130,7 @@ class DatabaseBackend(BaseTaskBackend):
             if task is not last:
                 self.validate_task(task)
                 last = task
-            prepared.append((task, *self._prepare(task, args, kwargs)))
+            prepared.append((task, *self.prepare(task, args, kwargs)))
         if prepared:
             self._write(prepared)
         return [result for _, _, result in prepared]
@@ -141,10 +141,13 @@ class DatabaseBackend(BaseTaskBackend):
         """See enqueue_many()."""
         return await sync_to_async(self.enqueue_many, thread_sensitive=True)(calls)
 
-    def _prepare(
+    def prepare(
         self, task: base.Task, args: Iterable[Any], kwargs: dict[str, Any]
     ) -> tuple["NewTask", TaskResult]:
-        """Return the row to write and the result to hand back; nothing is written yet."""
+        """Return the row to write and the result to hand back; nothing is written yet.
+
+        Raise TypeError if an argument is not JSON.
+        """
         from . import store
         from .store import NewTask
 
@@ -204,19 +207,26 @@ class DatabaseBackend(BaseTaskBackend):
                 self._write_now(calls)
 
     def _write_now(self, prepared: Sequence[tuple[base.Task, "NewTask", TaskResult]]) -> None:
-        from . import store, wakeup
+        from . import store
 
         db = self.database
         rows = [row._replace(id=store.key(db, row.id)) for _, row, _ in prepared]
         store.enqueue(db, rows)
+        self.announce([result for _, _, result in prepared])
+        if self.config.immediate:
+            for row, (_, _, result) in zip(rows, prepared, strict=True):
+                self._run_now(db, row.id, result)
+
+    def announce(self, results: Iterable[TaskResult]) -> None:
+        """Tell of rows that were written: receivers of signals, and, after the commit, runners."""
+        from . import wakeup
+
         if self.config.signals:
-            for _, _, result in prepared:
+            for result in results:
                 task_enqueued.send_robust(sender=type(self), task_result=result)
         if not self.config.immediate:
+            db = self.database
             _after_commit(db, lambda: wakeup.notify(db, self.alias))
-            return
-        for row, (_, _, result) in zip(rows, prepared, strict=True):
-            self._run_now(db, row.id, result)
 
     def _run_now(self, db: str, id: Any, result: TaskResult) -> None:
         """Run the row just written in this thread, unless its run_after is to come."""

@@ -13,12 +13,14 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.db import connections
 from django.tasks import DEFAULT_TASK_QUEUE_NAME, task_backends
 
+from . import registry
 from .backend import MAX_QUEUE, DatabaseBackend
 from .models import MAX_BACKEND
 from .store import SUPPORTED
+from .ticker import plans_of, problems
 
-# Connections of a runner beside one a thread: loop, finisher, heart, maintenance, report.
-OWN_CONNECTIONS = 5
+# Connections of a runner beside one a thread: loop, finisher, heart, ticker, maintenance, report.
+OWN_CONNECTIONS = 6
 
 
 def default_workers() -> int:
@@ -37,6 +39,7 @@ def check_backends(**kwargs: Any) -> list[CheckMessage]:
             # Wrong options are reported by the backend itself, and hide where the rows are.
             if not backend.check():
                 found += _check_database(backend.database)
+                found += _check_periodic(backend)
     return found
 
 
@@ -69,6 +72,24 @@ def _check_names(backend: DatabaseBackend) -> Iterator[CheckMessage]:
             "refused.",
             hint=f"Add {DEFAULT_TASK_QUEUE_NAME!r}, or give every task a queue_name.",
             id="dbtasks.W001",
+        )
+
+
+def _check_periodic(backend: DatabaseBackend) -> Iterator[CheckMessage]:
+    # Importing them registers tasks, and what decorators say of schedules.
+    registry.discover()
+    for sentence in problems(backend):
+        yield Error(
+            sentence,
+            hint="Name a task, and arguments that it takes.",
+            id="dbtasks.E010",
+        )
+    if backend.config.immediate and plans_of(backend):
+        yield Warning(
+            f"TASKS[{backend.alias!r}] is immediate: no runner serves it, so its schedules never "
+            "fire.",
+            hint="Move them to a backend that is not immediate.",
+            id="dbtasks.W010",
         )
 
 

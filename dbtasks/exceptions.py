@@ -16,6 +16,18 @@ class DurationError(DBTasksError, ValueError):
     """The value is not a duration."""
 
 
+class ScheduleError(DBTasksError, ValueError):
+    """The schedule is not valid."""
+
+
+class CrontabError(ScheduleError):
+    """The text is no cron line."""
+
+
+class ScheduleExhausted(DBTasksError):
+    """The schedule has no tick in that time."""
+
+
 class TaskNotFound(DBTasksError):
     """The row names a function that is no registered task."""
 

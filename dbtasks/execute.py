@@ -42,7 +42,7 @@ from .exceptions import (
     TaskTimeout,
 )
 from .interrupt import Interruptible
-from .models import FAILED, READY, SUCCESSFUL
+from .models import FAILED, READY, SUCCESSFUL, instant
 from .options import Options
 from .store import Claim, Outcome
 from .task import (
@@ -300,8 +300,16 @@ class Attempt:
             raise self.error
         args, kwargs = payload.load(self.claim.args), payload.load(self.claim.kwargs)
         if task.takes_context:
-            args.insert(0, TaskContext(task_result=self._result(), _asked=self.asked))
+            args.insert(0, self._context())
         return task, args, kwargs
+
+    def _context(self) -> TaskContext:
+        tick = self.claim.tick
+        return TaskContext(
+            task_result=self._result(),
+            tick=None if tick is None else instant(tick),
+            _asked=self.asked,
+        )
 
     def _dump(self, value: Any) -> tuple[Any, str | None]:
         if value is None:

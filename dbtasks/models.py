@@ -5,6 +5,7 @@ transition in `store`.
 """
 
 import json
+from datetime import UTC, datetime
 from typing import Any, Self
 
 from django.db import models
@@ -16,16 +17,19 @@ from django.utils.translation import pgettext_lazy
 
 from .indexes import PartialIndex, UniqueWhereSet
 from .options import FINISHED
+from .periodic import MAX_KEY
+from .schedule import EPOCH, MICROSECOND, Schedule, parse
 
 READY = TaskResultStatus.READY.value
 RUNNING = TaskResultStatus.RUNNING.value
 SUCCESSFUL = TaskResultStatus.SUCCESSFUL.value
 FAILED = TaskResultStatus.FAILED.value
 
-TABLE, WORKERS = "dbtasks_scheduledtask", "dbtasks_worker"
+TABLE, WORKERS, PERIODIC = "dbtasks_scheduledtask", "dbtasks_worker", "dbtasks_periodictask"
 
 # How long the names in a row may be; longer ones are refused before they reach the database.
 MAX_PATH, MAX_QUEUE, MAX_BACKEND, MAX_WORKER = 255, 100, 64, 128
+MAX_SPEC, MAX_ZONE, MAX_RETAIN = 200, 64, 64
 
 
 class Hold(models.TextChoices):
@@ -63,6 +67,43 @@ class JSONText(models.TextField):
 
     def to_python(self, value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value
+
+
+class Instant(models.Field):
+    """An aware datetime in UTC, kept as microseconds since 1970.
+
+    The same on every database and with every setting of time zones, also in the hour that clocks
+    show twice: two ticks an hour apart are never one.
+    """
+
+    _pyi_private_get_type: datetime
+    _pyi_private_set_type: datetime | None
+
+    def get_internal_type(self) -> str:
+        return "BigIntegerField"
+
+    def from_db_value(self, value: int | None, expression: Any, connection: Any) -> Any:
+        return None if value is None else instant(value)
+
+    def get_prep_value(self, value: Any) -> int | None:
+        return None if value is None else microseconds(self.to_python(value))
+
+    def to_python(self, value: Any) -> Any:
+        return datetime.fromisoformat(value) if isinstance(value, str) else value
+
+    def value_to_string(self, obj: models.Model) -> str:
+        value: Any = self.value_from_object(obj)
+        return "" if value is None else str(value.isoformat())
+
+
+def instant(value: int) -> datetime:
+    """Return the moment, in UTC, that is so many microseconds after 1970 began."""
+    return EPOCH + value * MICROSECOND
+
+
+def microseconds(moment: datetime) -> int:
+    """Return the moment as instant() takes it."""
+    return (moment.astimezone(UTC) - EPOCH) // MICROSECOND
 
 
 def _literal(constant: str) -> RawSQL:
@@ -140,8 +181,8 @@ class ScheduledTask(models.Model):
     # Held by one unfinished row at a time; NULL in all others.
     unique_slot = models.CharField(max_length=255, null=True)  # noqa: DJ001
     # Which tick of which schedule fired the row.
-    schedule_key = models.CharField(max_length=200, null=True)  # noqa: DJ001
-    tick = models.DateTimeField(null=True)
+    schedule_key = models.CharField(max_length=MAX_KEY, null=True)  # noqa: DJ001
+    tick = Instant(null=True)
 
     enqueued_at = models.DateTimeField(_("enqueued at"))
     run_after = models.DateTimeField(_("run after"), null=True)
@@ -208,7 +249,9 @@ class ScheduledTask(models.Model):
         ]
         constraints = [
             UniqueWhereSet(name="dbtasks_unique_slot", fields=["unique_slot"]),
-            UniqueWhereSet(name="dbtasks_one_row_a_tick", fields=["schedule_key", "tick"]),
+            UniqueWhereSet(
+                name="dbtasks_one_row_a_tick", fields=["backend", "schedule_key", "tick"]
+            ),
         ]
 
     def __str__(self) -> str:
@@ -256,3 +299,65 @@ class Worker(models.Model):
 
     def __str__(self) -> str:
         return self.worker_id
+
+
+class PeriodicTask(models.Model):
+    """A schedule of a task, and how far it has come: any runner may fire its next tick."""
+
+    class Origin(models.TextChoices):
+        """Who made it."""
+
+        # Settings or a decorator: the runners that have it there fire it, and bring it up to date.
+        SETTINGS = "settings", pgettext_lazy("Schedule", "Settings")
+        # People, in the admin: every runner of its backend fires it.
+        ADMIN = "admin", pgettext_lazy("Schedule", "Admin")
+
+    class Missed(models.TextChoices):
+        """What becomes of ticks that came while no runner was there."""
+
+        LATEST = "latest", pgettext_lazy("Schedule", "Run once for the latest")
+        SKIP = "skip", pgettext_lazy("Schedule", "Skip")
+        ALL = "all", pgettext_lazy("Schedule", "Run for each, at most 100")
+
+    backend = models.CharField(_("backend"), max_length=MAX_BACKEND)
+    key = models.CharField(_("key"), max_length=MAX_KEY)
+    origin = models.CharField(_("origin"), max_length=8, choices=Origin.choices)
+    task_path = models.CharField(_("task"), max_length=MAX_PATH)
+    # A cron line or a duration, and the zone whose clocks count.
+    spec = models.CharField(_("schedule"), max_length=MAX_SPEC)
+    timezone = models.CharField(_("time zone"), max_length=MAX_ZONE)
+    # Of schedules made by people; those in settings have theirs there.
+    args = JSONText(_("arguments"), null=True, blank=True)
+    kwargs = JSONText(_("keyword arguments"), null=True, blank=True)
+    # A duration; empty is what the task or the options say.
+    retain = models.CharField(_("retain"), max_length=MAX_RETAIN, blank=True)
+    missed = models.CharField(
+        _("missed ticks"), max_length=8, choices=Missed.choices, default=Missed.LATEST
+    )
+    # Whether a tick is run while the run before has not finished.
+    overlap = models.BooleanField(_("overlap"), default=True)
+    # By people only: no deploy changes it.
+    paused = models.BooleanField(_("paused"), default=False)
+    # The first tick that has not been fired; every write that moves it names the one it saw.
+    next_tick = Instant(_("next tick"))
+    # The last one that has been fired, and the last one that was not.
+    last_tick = Instant(_("last tick"), null=True)
+    skipped_tick = Instant(_("last skipped tick"), null=True)
+    # When a runner last said that it has the key in its settings.
+    seen_at = Instant(_("seen at"), null=True)
+
+    class Meta:
+        db_table = PERIODIC
+        verbose_name = _("periodic task")
+        verbose_name_plural = _("periodic tasks")
+        constraints = [
+            models.UniqueConstraint(name="dbtasks_one_schedule_a_key", fields=["backend", "key"]),
+        ]
+
+    def __str__(self) -> str:
+        return self.key
+
+    @property
+    def schedule(self) -> Schedule:
+        """When it ticks; raise ScheduleError if the row has no valid schedule."""
+        return parse(self.spec, self.timezone, self.key)

@@ -16,6 +16,8 @@ from django.tasks import TaskResultStatus
 
 from . import policy
 from .exceptions import DurationError
+from .periodic import Plan
+from .periodic import read as read_periodic
 from .schedule import Duration
 
 FINISHED = (TaskResultStatus.SUCCESSFUL.value, TaskResultStatus.FAILED.value)
@@ -59,6 +61,8 @@ class Options:
     signals: bool = True
     # How long finished rows stay before the runner purges them.
     retain: Retention = field(default_factory=Retention)
+    # Which tasks run on which schedule, by key: {path: "30 3 * * 1-5", or "15m", or Periodic(…)}.
+    periodic: Mapping[str, Plan] = field(default_factory=dict)
     # Seconds of silence after which a runner is given up for dead; it beats every quarter.
     worker_timeout: float = 20.0
     # Attempts that may end in an exception, unless the task says otherwise.
@@ -119,6 +123,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "immediate": _flag,
     "signals": _flag,
     "retain": Retention.parse,
+    "periodic": read_periodic,
     "worker_timeout": _seconds,
     "max_attempts": policy.check_attempts,
     "backoff": policy.check_backoff,

@@ -30,6 +30,7 @@ from .pool import PREFETCH_SECONDS, Pool
 from .quarantine import Quarantine
 from .store import workers
 from .task import task
+from .ticker import Ticker
 
 logger = logging.getLogger("dbtasks.runner")
 
@@ -53,11 +54,11 @@ class Runner:
     """Claims due rows of one backend and runs them in `workers` threads.
 
     `queues` limits it to those queues; `loop_delay` is the longest idle wait between two looks at
-    the database, in seconds; `grace` is how long running tasks may take after stop(). With
-    `drain` it stops when nothing is due or running, with `max_tasks` after so many tasks; and in
-    any case, `worn_out`, when too many threads hang in tasks that were written off.
-    `report` is called with each settled batch, in the finisher's thread; `joined` with each worker
-    id that this runner takes, before it claims in that name.
+    the database, in seconds; without `init_periodic` it fires no schedules; `grace` is how long
+    running tasks may take after stop(). With `drain` it stops when nothing is due or running, with
+    `max_tasks` after so many tasks; and in any case, `worn_out`, when too many threads hang in
+    tasks that were written off. `report` is called with each settled batch, in the finisher's
+    thread; `joined` with each worker id that this runner takes, before it claims in that name.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Runner:
         worker_id: str | None = None,
         backend: str = "default",
         loop_delay: float = 1.0,
+        init_periodic: bool = True,
         queues: Iterable[str] | None = None,
         *,
         grace: float = 30.0,
@@ -84,7 +86,7 @@ class Runner:
         self.queues = None if queues is None else tuple(dict.fromkeys(queues))
         if self.queues == ():
             raise ValueError("queues is empty: name at least one, or None to serve all.")
-        self.backend = backend
+        self.backend, self.init_periodic = backend, init_periodic
         self.name = worker_id
         self.worker_id = make_worker_id(worker_id)
         self.drain, self.max_tasks = drain, max_tasks
@@ -105,6 +107,7 @@ class Runner:
         self._settled = threading.Condition()
         self._pool: Pool | None = None
         self._finisher: Finisher | None = None
+        self._ticker: Ticker | None = None
 
     # Called from any thread
 
@@ -213,6 +216,7 @@ class Runner:
         self._whole_at = 0.0
         self._quarantine = Quarantine()
         registry.discover()
+        self._ticker = Ticker(backend) if self.init_periodic else None
         self._service = backend
         self._heart = Heart(
             self._db,
@@ -238,6 +242,11 @@ class Runner:
         wakeup.listen(self.backend, self)
         self._watcher = None if self.drain else wakeup.watch(self._db, self.backend, self)
         self._tell_joined(self.worker_id)
+        if self._ticker is not None:
+            if self.drain:
+                self._ticker.catch_up()
+            else:
+                self._ticker.start()
         self.ready.set()
 
     def _loop(self) -> None:
@@ -479,6 +488,8 @@ class Runner:
         """Give back what has not started, wait for what has, settle it, and leave no thread."""
         assert self._pool is not None and self._finisher is not None
         wakeup.forget(self.backend, self)
+        if self._ticker is not None:
+            self._ticker.stop(1.0)
         deadline = time.monotonic() + self.grace
         try:
             self._give_back(self._pool.withdraw())

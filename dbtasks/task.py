@@ -171,11 +171,13 @@ def _never() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskContext(base.TaskContext):  # type: ignore[misc]  # its stub is not frozen
-    """Django's TaskContext, with what a task needs to know to end in time.
+    """Django's TaskContext, with when the run was due, and whether it should end.
 
     Made without more than a `task_result`, as in a test of one's own, it never asks to stop.
     """
 
+    # When the run was due, aware and in UTC, if a schedule fired it; it may have started later.
+    tick: datetime | None = None
     # Returns the error with which the attempt should end, None while it may go on.
     _asked: Callable[[], Exception | None] = field(default=_never, repr=False, compare=False)
 

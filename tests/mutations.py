@@ -123,7 +123,7 @@ MUTATIONS = [
     Mutation("store/mysql.py", " FOR UPDATE SKIP LOCKED"),
     # What the database itself forbids
     Mutation("migrations/0001_initial.py", '("unique_slot",)', '("unique_slot", "id")'),
-    Mutation("migrations/0001_initial.py", '("schedule_key", "tick")', '("tick", "id")'),
+    Mutation("migrations/0001_initial.py", '("backend", "schedule_key", "tick")', '("tick", "id")'),
 ]
 
 

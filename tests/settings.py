@@ -1,9 +1,11 @@
 """Settings of the tests; TEST_DATABASE is the URL of the database server to test on."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
+from dbtasks import Periodic
 from demo.databases import database, sqlite_url
 from demo.settings import INSTALLED_APPS as DEMO_APPS
 from demo.settings import MIDDLEWARE, TEMPLATES
@@ -42,6 +44,11 @@ TASKS = {
         "QUEUES": ["default", "mail"],
         "OPTIONS": {
             "retain": "7d",
+            # Of a runner in a process of its own: {path: {"spec": …, …}}.
+            "periodic": {
+                path: Periodic(**values)
+                for path, values in json.loads(os.environ.get("TEST_PERIODIC", "{}")).items()
+            },
             "worker_timeout": float(os.environ.get("TEST_WORKER_TIMEOUT", "20")),
         },
     },

@@ -12,7 +12,9 @@ PACKAGE = Path(dbtasks.__file__).parent
 # A module imports from its own level downward only; __init__ exports levels 0 to 2.
 LEVELS = {
     "exceptions": 0,
+    "cron": 1,
     "schedule": 1,
+    "periodic": 1,
     "payload": 1,
     "policy": 1,
     "indexes": 1,
@@ -33,6 +35,7 @@ LEVELS = {
     "finisher": 7,
     "maintenance": 7,
     "quarantine": 7,
+    "ticker": 7,
     "runner": 8,
     "inline": 8,
     "checks": 9,

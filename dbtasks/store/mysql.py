@@ -24,11 +24,21 @@ LEAVES_DEAD = True
 TRANSIENT = {1205, 1213, 1020}
 
 
+# Begin and end of an INSERT that does nothing where a unique index has such a row. A duplicate
+# that is "updated" to what it is would count as a row.
+INSERT_NEW = ("INSERT IGNORE INTO", "")
+
+
 def now(connection: Any) -> str:
     """Return SQL for the database's clock in the zone that datetimes are stored in."""
     zone = connection.timezone or timezone.get_default_timezone()
     offset = int((datetime.now(zone).utcoffset() or timedelta()).total_seconds())
     return f"(UTC_TIMESTAMP(6) + INTERVAL {offset} SECOND)" if offset else "UTC_TIMESTAMP(6)"
+
+
+def microseconds(connection: Any) -> str:
+    """Return SQL for the same clock in microseconds since 1970."""
+    return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
 
 
 def is_transient(error: Exception) -> bool:

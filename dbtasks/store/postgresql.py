@@ -27,9 +27,18 @@ _OFF = ("enable_seqscan", "enable_bitmapscan", "enable_sort", "jit")
 PIN = "SELECT " + ", ".join(f"set_config('{name}', 'off', true)" for name in _OFF)
 
 
+# Begin and end of an INSERT that does nothing where a unique index has such a row.
+INSERT_NEW = ("INSERT INTO", "ON CONFLICT DO NOTHING")
+
+
 def now(connection: Any) -> str:
     """Return SQL for the database's clock at the start of the statement."""
     return "STATEMENT_TIMESTAMP()"
+
+
+def microseconds(connection: Any) -> str:
+    """Return SQL for the same clock in microseconds since 1970."""
+    return "CAST(EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP()) * 1000000 AS bigint)"
 
 
 def is_transient(error: Exception) -> bool:

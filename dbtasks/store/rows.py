@@ -53,6 +53,8 @@ class Claim(NamedTuple):
     errors: str | None
     worker_ids: str | None
     return_value: str | None
+    # The due time of a schedule's row, in microseconds since 1970.
+    tick: int | None
     # As the database told it, and on this process's monotonic clock: durations count from there.
     claimed_at: Any
     clock: float

@@ -5,21 +5,32 @@ may change: every guard is handed in by a transition, or is the fence.
 """
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from django.db import transaction
 from django.utils import timezone
 
 from ..models import TABLE
+from ..schedule import EPOCH, MICROSECOND
 from .rows import SETTLED, SUSPECT, Change, Claim, NewTask, Outcome
 
 # The entry of a row that was claimed is gone from the index at once.
 LEAVES_DEAD = False
 
 
+# Begin and end of an INSERT that does nothing where a unique index has such a row.
+INSERT_NEW = ("INSERT INTO", "ON CONFLICT DO NOTHING")
+
+
 def now(connection: Any) -> str:
     """Return SQL for the clock: a literal, for SQLite's own has only milliseconds."""
     return f"'{connection.ops.adapt_datetimefield_value(timezone.now())}'"
+
+
+def microseconds(connection: Any) -> str:
+    """Return SQL for the same clock in microseconds since 1970."""
+    return str((datetime.now(UTC) - EPOCH) // MICROSECOND)
 
 
 def is_transient(error: Exception) -> bool:

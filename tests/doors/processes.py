@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 
 from django.conf import settings
 from django.db import connection
-from django.test import TransactionTestCase
+from django.test import TransactionTestCase, tag
 
 from demo.databases import sqlite_url
 
@@ -110,6 +110,7 @@ def _read(stream: Any, lines: list[str]) -> None:
         lines.append(line)
 
 
+@tag("processes")
 class ProcessTestCase(TransactionTestCase):
     """Starts commands on the test's database, and ends them with the test."""
 

@@ -380,13 +380,13 @@ class SharedTests(SimpleTestCase):
         report.Screen(stream).line("nobody reads this")
 
     def test_a_pool_that_is_too_small(self):
-        """A connection pool is warned about if it has no room for the threads and five more."""
+        """A connection pool is warned about if it has no room for the threads and six more."""
         for pool, threads, warns in (
             (None, 99, False),
             (True, 1, True),
-            ({"max_size": 10}, 5, False),
+            ({"max_size": 11}, 5, False),
             ({"min_size": 2, "max_size": 10}, 6, True),
-            ({"min_size": 8}, 3, False),
+            ({"min_size": 9}, 3, False),
         ):
             with self.subTest(pool=pool, threads=threads):
                 connection.settings_dict["OPTIONS"]["pool"] = pool

@@ -492,3 +492,9 @@ def cancel_itself(context: dbtasks.TaskContext) -> None:
     """Be cancelled while running, and want to run again."""
     assert context.task_result.cancel()
     raise dbtasks.Snooze(0)
+
+
+@task(takes_context=True)
+def tell_tick(context: Any) -> str | None:
+    """Tell when the run was due."""
+    return None if context.tick is None else str(context.tick.isoformat())

@@ -4,9 +4,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from ..verbs import cancel
+from ..verbs import cancel, periodic
 
-VERBS = {"cancel": cancel}
+VERBS = {"cancel": cancel, "periodic": periodic}
 
 
 class Command(BaseCommand):

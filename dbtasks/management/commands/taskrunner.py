@@ -75,6 +75,12 @@ class Command(BaseCommand):
             help="Longest idle wait between two looks at the queue, in seconds (default: 1).",
         )
         parser.add_argument(
+            "--no-periodic",
+            action="store_false",
+            dest="init_periodic",
+            help="Fire no schedules: run what others enqueue.",
+        )
+        parser.add_argument(
             "--grace",
             type=cli.seconds("time of grace", 0, 86_400),
             default=30.0,
@@ -171,6 +177,7 @@ def _runner(report: Report, options: dict[str, Any], leash: Leash | None) -> Run
             leash.name(name) if leash else name,
             options["backend"],
             options["delay"],
+            options["init_periodic"],
             options["queues"],
             grace=options["grace"],
             drain=options["drain"],

@@ -1,0 +1,291 @@
+"""Every write about schedules: which there are, and which ticks have been fired.
+
+Owns the transitions of PeriodicTask rows, and the rows they fire. Never calls a project's code:
+what is to run at a tick is handed in. A tick is fired by whoever moves `next_tick` on from it, in
+one transaction with the row to be run; a unique index on key and tick stands behind that.
+
+    declare     ∅ → there; what settings say; the next tick only if they say another schedule
+    see         seen_at, so that it is not forgotten
+    fire        next_tick → a later one, and a READY row for each tick due
+    run_now     a READY row for this moment; the next tick stays
+    pause       → paused: nothing is fired
+    resume      paused → not, from the next tick after now
+    save        by hand: ∅ → there, or changed
+    forget      → deleted
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, NamedTuple
+
+from django.db import connections, transaction
+from django.db.models import Q
+from django.db.models.expressions import RawSQL
+
+from ..models import TABLE, PeriodicTask, ScheduledTask, instant, microseconds
+from ..options import FINISHED
+from ..periodic import Plan
+from ..schedule import Schedule
+from . import NewTask, _adapted, _sql, _unit
+
+SETTINGS, ADMIN = PeriodicTask.Origin.SETTINGS, PeriodicTask.Origin.ADMIN
+# Due schedules that one look returns; there is another look right after.
+BATCH = 100
+# How long a schedule is remembered that no runner has in its settings any more: it may be another
+# deployment's, which is down.
+REMEMBERED = timedelta(days=7)
+
+
+def now(db: str) -> datetime:
+    """Return the database's time, in UTC."""
+    connection = connections[db]
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {_sql(connection).microseconds(connection)}")
+        return instant(cursor.fetchone()[0])
+
+
+def of(db: str, backend: str) -> Any:
+    """Return the backend's schedules, by key."""
+    return PeriodicTask.objects.using(db).filter(backend=backend).order_by("key")
+
+
+class Look(NamedTuple):
+    """What a glance at the schedules shows."""
+
+    # The database's time; None if there is no schedule.
+    now: datetime | None
+    # Those whose next tick has come, the longest due first, and when the first of the others is.
+    due: list[PeriodicTask]
+    next_tick: datetime | None
+
+
+def look(db: str, backend: str, keys: Iterable[str]) -> Look:
+    """Glance, in one statement, at the schedules with those keys, and at those made by people."""
+    connection = connections[db]
+    rows = of(db, backend).filter(Q(origin=ADMIN) | Q(key__in=list(keys)), paused=False)
+    clock = RawSQL(_sql(connection).microseconds(connection), ())
+    found = list(rows.order_by("next_tick").annotate(clock=clock)[:BATCH])
+    if not found:
+        return Look(None, [], None)
+    at = instant(found[0].clock)
+    due = [row for row in found if row.next_tick <= at]
+    return Look(at, due, found[len(due)].next_tick if len(due) < len(found) else None)
+
+
+def declare(db: str, backend: str, plans: Iterable[Plan]) -> list[str]:
+    """Bring the schedules in line with what this process's settings say.
+
+    Return the keys that people took first, in the admin: those are left as they are. A schedule
+    that changes goes on from its next tick after now, unless one is overdue: that is still owed.
+    What operators paused stays paused; what is not named here is left alone, until no runner has
+    named it for a week.
+    """
+    at = now(db)
+    plans = list(plans)
+    taken = [plan.key for plan in plans if not _declare(db, backend, plan, at)]
+    see(db, backend, [plan.key for plan in plans])
+    old = of(db, backend).filter(origin=SETTINGS, seen_at__lt=at - REMEMBERED)
+    _unit(db, lambda *_: old._raw_delete(db))
+    return taken
+
+
+def see(db: str, backend: str, keys: Iterable[str]) -> bool:
+    """Note that a runner has schedules with those keys in its settings; return whether all exist.
+
+    One that people have taken exists, too.
+    """
+    keys, at = list(keys), now(db)
+    rows = of(db, backend).filter(key__in=keys)
+    return _unit(db, lambda *_: int(rows.update(seen_at=at))) >= len(keys)
+
+
+def _declare(db: str, backend: str, plan: Plan, at: datetime) -> bool:
+    """Return False if people have taken the key."""
+    says = {
+        "task_path": plan.task_path,
+        "spec": plan.schedule.text,
+        "timezone": str(plan.schedule.place),
+        "retain": "" if plan.retain is None else str(plan.retain),
+        "missed": plan.missed,
+        "overlap": plan.overlap,
+    }
+    rows = of(db, backend).filter(key=plan.key)
+    while True:
+        row = rows.first()
+        if row is None:
+            new = PeriodicTask(
+                backend=backend,
+                key=plan.key,
+                origin=SETTINGS,
+                next_tick=plan.schedule.next(at),
+                seen_at=at,
+                **says,
+            )
+            _unit(db, lambda *_, new=new: rows.bulk_create([new], ignore_conflicts=True))
+        elif row.origin != SETTINGS:
+            return False
+        else:
+            same = all(getattr(row, name) == value for name, value in says.items())
+            change = partial(_change, rows, row, says, plan.schedule, at)
+            if same or _unit(db, lambda *_, change=change: change()):
+                return True
+
+
+def _change(
+    rows: Any, row: PeriodicTask, says: dict[str, Any], schedule: Schedule, at: datetime
+) -> int:
+    """Change the schedule unless it has moved on since it was read; return how many there were."""
+    changed = (row.spec, row.timezone) != (says["spec"], says["timezone"])
+    move = {"next_tick": schedule.next(at)} if changed and row.next_tick > at else {}
+    return int(_unmoved(rows, row).update(**says, **move))
+
+
+def _unmoved(rows: Any, row: PeriodicTask) -> Any:
+    """Return the row if it still has the schedule and the ticks that were seen."""
+    seen = {name: getattr(row, name) for name in ("spec", "timezone", "next_tick", "last_tick")}
+    return rows.filter(pk=row.pk, **seen)
+
+
+class Tick(NamedTuple):
+    """A tick to be fired, and the row that is to run for it."""
+
+    at: datetime
+    row: NewTask
+
+
+class Fired(NamedTuple):
+    """What became of the ticks of one schedule."""
+
+    # Those whose row was written.
+    ticks: list[Tick]
+    # Whether the last one was skipped, because the run before has not finished.
+    overlaps: bool = False
+
+
+def fire(
+    db: str,
+    seen: PeriodicTask,
+    ticks: Sequence[Tick],
+    next_tick: datetime,
+    skipped_tick: datetime | None = None,
+) -> Fired | None:
+    """Move the schedule on to `next_tick`, and write the rows of its ticks that are due.
+
+    All or nothing: None if somebody else has moved it, paused it or changed it. `skipped_tick` is
+    the last one that is not to be run. Without `overlap` nothing is run while the last run has not
+    finished.
+    """
+
+    def unit(*_: Any) -> Fired | None:
+        with transaction.atomic(db):
+            rows = _unmoved(PeriodicTask.objects.using(db), seen).filter(paused=False)
+            last = {"last_tick": ticks[-1].at} if ticks else {}
+            skipped = {"skipped_tick": skipped_tick} if skipped_tick else {}
+            if not rows.update(next_tick=next_tick, **last, **skipped):
+                return None
+            if ticks and not seen.overlap and _is_unfinished(db, seen):
+                _skip(db, seen, ticks[-1].at)
+                return Fired([], overlaps=True)
+            return Fired([tick for tick in ticks if _write(db, seen, tick)])
+
+    return _unit(db, unit)
+
+
+def _skip(db: str, seen: PeriodicTask, tick: datetime) -> None:
+    own = PeriodicTask.objects.using(db).filter(pk=seen.pk)
+    own.update(last_tick=seen.last_tick, skipped_tick=tick)
+
+
+def _is_unfinished(db: str, seen: PeriodicTask) -> bool:
+    """Tell whether the last run of the schedule has yet to end."""
+    runs = ScheduledTask.objects.using(db).filter(backend=seen.backend, schedule_key=seen.key)
+    last = runs.filter(tick=seen.last_tick)
+    return seen.last_tick is not None and last.exclude(status__in=FINISHED).exists()
+
+
+def _write(db: str, seen: PeriodicTask, tick: Tick) -> bool:
+    """Write the row unless the tick has one; return whether that was done."""
+    connection = connections[db]
+    [row] = _adapted(connection, [tick.row])
+    names = ", ".join([*NewTask._fields, "schedule_key", "tick", "status", "hold"])
+    marks = ", ".join(["%s"] * (len(NewTask._fields) + 2))
+    begin, end = _sql(connection).INSERT_NEW
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"{begin} {TABLE} ({names}) VALUES ({marks}, 'READY', '') {end}",
+            [*row, seen.key, microseconds(tick.at)],
+        )
+        return bool(cursor.rowcount)
+
+
+def run_now(db: str, seen: PeriodicTask, tick: Tick) -> bool:
+    """Write a row for this moment, whatever the schedule says; return whether that was done.
+
+    Not if the schedule has moved since it was seen, nor, without `overlap`, while the last run has
+    not finished.
+    """
+
+    def unit(*_: Any) -> bool:
+        with transaction.atomic(db):
+            rows = _unmoved(PeriodicTask.objects.using(db), seen)
+            if not rows.update(last_tick=tick.at):
+                return False
+            if not seen.overlap and _is_unfinished(db, seen):
+                transaction.set_rollback(True, using=db)
+                return False
+            return _write(db, seen, tick)
+
+    return _unit(db, unit)
+
+
+def pause(db: str, ids: Iterable[int]) -> int:
+    """Fire those schedules no more; return how many were not paused before."""
+    rows = PeriodicTask.objects.using(db).filter(pk__in=list(ids), paused=False)
+    return _unit(db, lambda *_: rows.update(paused=True))
+
+
+def resume(db: str, ids: Iterable[int]) -> int:
+    """Fire those schedules again, from their next tick after now; return how many were paused.
+
+    Ticks that came meanwhile were not missed: nobody wanted them.
+    """
+    rows = PeriodicTask.objects.using(db).filter(pk__in=list(ids), paused=True)
+    at = now(db)
+    return _unit(db, lambda *_: sum(_resume(rows, row, at) for row in rows))
+
+
+def _resume(rows: Any, row: PeriodicTask, at: datetime) -> int:
+    return int(rows.filter(pk=row.pk).update(paused=False, next_tick=row.schedule.next(at)))
+
+
+def save(db: str, row: PeriodicTask) -> None:
+    """Write a schedule that people made or changed; with another schedule it goes on from now.
+
+    Raise ScheduleError if it has no valid schedule; nothing else is checked.
+    """
+    before = PeriodicTask.objects.using(db).filter(pk=row.pk).first()
+    if before is None:
+        row.next_tick = row.schedule.next(now(db))
+        _unit(db, lambda *_: row.save(using=db, force_insert=True))
+        return
+    # Ticks are fired, and operators pause, beside this.
+    fields = {f.name for f in PeriodicTask._meta.concrete_fields if not f.primary_key}
+    fields -= {"next_tick", "last_tick", "skipped_tick", "paused"}
+    if (before.spec, before.timezone) != (row.spec, row.timezone):
+        row.next_tick = row.schedule.next(now(db))
+        fields.add("next_tick")
+    _unit(db, lambda *_: row.save(using=db, update_fields=fields))
+
+
+def forget(db: str, ids: Iterable[int]) -> int:
+    """Delete those schedules; return how many there were. Rows that they fired stay."""
+    rows = PeriodicTask.objects.using(db).filter(pk__in=list(ids))
+    return _unit(db, lambda *_: int(rows._raw_delete(db)))
+
+
+def last_runs(db: str, rows: Sequence[PeriodicTask]) -> Iterator[ScheduledTask | None]:
+    """Yield the row that each schedule fired last; None if there is none, or it was purged."""
+    for row in rows:
+        fired = ScheduledTask.objects.using(db).filter(backend=row.backend, schedule_key=row.key)
+        yield fired.filter(tick=row.last_tick).first() if row.last_tick else None
