@@ -1,9 +1,9 @@
 """Processing without a runner process: in the caller's thread, when the caller says so.
 
 Owns ``process_one()`` and its kin, for cron jobs, serverless functions and tests. Never runs a
-task in another thread, never waits for work, never runs a task inside a transaction of the
-caller, save the one that a TestCase opens around each test, and never breaks a task off: at its
-timeout `context.should_stop` turns true, and that is all.
+task in another thread, never waits for work, never runs a task inside a transaction of the caller,
+save the one that a TestCase opens around each test, and never breaks a task off: at its timeout
+`context.should_stop` turns true, and that is all.
 """
 
 import logging

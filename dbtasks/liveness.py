@@ -213,7 +213,7 @@ class Heart:
         strays = running - held
         if found := self._strays & strays:
             with Within(connections[self._db]):
-                count = workers.disown(self._db, self.worker_id, found)
+                count = workers.disown(self._db, found, self._retain)
             logger.warning("%d claims never arrived; they are given back", count)
             self._look()
         self._strays = strays - found

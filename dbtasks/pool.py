@@ -161,7 +161,7 @@ class Pool:
                     self._deadlines.cancel(attempt)
 
     def warn(self) -> None:
-        """Let running tasks that ask know that the runner stops."""
+        """Let running tasks that ask know that the runner stops, or was given up."""
         for attempt in tuple(self._held):
             attempt.ask(TaskAbandoned())
 

@@ -328,9 +328,11 @@ class Runner:
     def _join_anew(self) -> None:
         """Go on as a new worker: others have given this one up. Runs in the heart's thread.
 
-        What runs goes on; where the row has moved on meanwhile, the fence drops the outcome.
+        What runs is asked to stop; if the row has moved on, the fence drops the outcome.
         """
         assert self._pool is not None
+        # Before the new name is used: what is claimed in that may run.
+        self._pool.warn()
         worker_id = make_worker_id(self.name)
         workers.register(self._db, worker_id, self.backend, *whereabouts())
         self._tell_joined(worker_id)

@@ -50,30 +50,24 @@ MUTATIONS = [
     Mutation(
         STORE, "_DUE = f\"status = '{READY}' AND hold = ''\"", "_DUE = f\"status = '{READY}'\""
     ),
-    Mutation(
-        STORE, "{_DUE} AND backend = %s AND id = %s", "hold = '' AND backend = %s AND id = %s"
-    ),
+    Mutation(STORE, "_STARTABLE = f\"status = '{READY}' AND hold IN", '_STARTABLE = f"hold IN'),
     Mutation(STORE, "{_DUE} AND backend = %s AND attempt", "{_DUE} AND %s <> '' AND attempt"),
     Mutation(STORE, "{_DUE} AND backend = %s AND queue_name", "{_DUE} AND %s <> '' AND queue_name"),
     Mutation(STORE, "AND queue_name = %s AND", "AND %s <> '' AND"),
-    Mutation(STORE, "{_DUE} AND backend = %s AND id", "{_DUE} AND %s <> '' AND id"),
+    Mutation(STORE, "{_STARTABLE} AND backend = %s AND id", "{_STARTABLE} AND %s <> '' AND id"),
     Mutation(STORE, "fence = fence + 1, ", "fence = fence, "),
     Mutation(STORE, '"attempt = attempt + 1, ', '"attempt = attempt, '),
     Mutation(STORE, "WHERE worker_id = %s AND state = 'live')", "WHERE worker_id = %s)"),
-    Mutation(STORE, "    if registered:", "    if False:"),
+    Mutation(STORE, "if registered:\n        picks", "if False:\n        picks"),
+    Mutation(STORE, "if registered:\n        pick =", "if False:\n        pick ="),
     # Hold and time
-    Mutation(
-        STORE,
-        "_HELD = f\"status = '{READY}' AND hold = '{Hold.SCHEDULED.value}'\"",
-        "_HELD = f\"hold = '{Hold.SCHEDULED.value}'\"",
-    ),
-    Mutation(
-        STORE,
-        "_HELD = f\"status = '{READY}' AND hold = '{Hold.SCHEDULED.value}'\"",
-        "_HELD = f\"status = '{READY}'\"",
-    ),
+    Mutation(STORE, "_HELD = f\"status = '{READY}' AND NOT", '_HELD = f"NOT'),
+    Mutation(STORE, " AND hold = '{{}}' AND backend = %s", " AND backend = %s"),
+    Mutation(STORE, "'{{}}' AND backend = %s", "'{{}}' AND %s <> ''"),
+    Mutation(STORE, 'f"CASE WHEN lost >= {SUSPECT} THEN', 'f"CASE WHEN lost < 0 THEN'),
+    Mutation(STORE, "When(lost__gte=SUSPECT", "When(lost__lt=0"),
+    Mutation(STORE, " AND queue_name IN (", " AND queue_name NOT IN ("),
     Mutation(STORE, " AND run_after <= {sql.now(connection)}"),
-    Mutation(STORE, "{_HELD} AND backend = %s AND run_after", "{_HELD} AND %s <> '' AND run_after"),
     # Deletes
     Mutation(STORE, "delete_after <= {sql.now(connection)} AND "),
     Mutation(STORE, " AND {_FINISHED} AND", " AND"),
@@ -108,7 +102,17 @@ MUTATIONS = [
     Mutation(WORKERS, "row.lost + 1 >= MAX_LOST or "),
     Mutation(WORKERS, "lost=row.lost + 1,", "lost=row.lost,"),
     Mutation(WORKERS, "beat_at__lt=at - REMEMBERED", ""),
+    Mutation(WORKERS, "if not running(db, worker_id):", "if True:"),
+    Mutation(
+        WORKERS,
+        "fence=fence,\n        status=FAILED if ends",
+        "fence=row.fence,\n        status=FAILED if ends",
+    ),
+    Mutation(WORKERS, "attempt=row.attempt - 1", "attempt=row.attempt"),
     # Outcomes, on each database
+    Mutation("store/sqlite.py", " AND %s >= {SUSPECT}", " AND %s < 0"),
+    Mutation("store/postgresql.py", "k.lost >= {SUSPECT}", "k.lost < 0"),
+    Mutation("store/mysql.py", "v.lost >= {SUSPECT}", "v.lost < 0"),
     Mutation("store/sqlite.py", " AND fence = %s AND status", " AND %s >= 0 AND status"),
     Mutation("store/sqlite.py", " AND status = 'RUNNING'"),
     Mutation("store/sqlite.py", "(id, fence, status) IN", "(id, fence, status) NOT IN"),

@@ -91,12 +91,12 @@ _CLAIM = (
     "attempt = attempt + 1, worker_id = %s, last_attempted_at = {now}"
 )
 _FINISHED = f"status IN {FINISHED}"
+_STARTABLE = f"status = '{READY}' AND hold IN ('', '{Hold.SUSPECT.value}')"
 # The middle condition is always true, and the index's own: SQLite does not see it otherwise.
 _HELD = f"status = '{READY}' AND NOT (hold = '') AND hold = '{{}}' AND backend = %s"
 _SCHEDULED, _SUSPECT = _HELD.format(Hold.SCHEDULED.value), _HELD.format(Hold.SUSPECT.value)
-# The hold of a row whose time has come, in SQL and for the ORM.
+# The hold of a row whose time has come.
 _NO_HOLD = f"CASE WHEN lost >= {SUSPECT} THEN '{Hold.SUSPECT.value}' ELSE '' END"
-NO_HOLD = Case(When(lost__gte=SUSPECT, then=Value(Hold.SUSPECT)), default=Value(Hold.NONE))
 _ALIVE = f"EXISTS (SELECT 1 FROM {WORKERS} WHERE worker_id = %s AND state = 'live')"
 _DUE = f"status = '{READY}' AND hold = ''"
 
@@ -135,10 +135,7 @@ def claim(
     if beyond is not None and in_turn:
         picks = _beyond(picks[0], beyond.priority, beyond.id)
     if registered:
-        picks = tuple(
-            pick._replace(where=f"{pick.where} AND {_ALIVE}", params=(*pick.params, worker_id))
-            for pick in picks
-        )
+        picks = tuple(_while_live(pick, worker_id) for pick in picks)
     return _claim(db, worker_id, picks, limit, in_turn=in_turn)
 
 
@@ -176,9 +173,14 @@ def claim_suspect(
     """Claim a row that must start alone, as claim() does; return None if there is none due."""
     pick = _suspects(backend, queues)
     if registered:
-        pick = pick._replace(where=f"{pick.where} AND {_ALIVE}", params=(*pick.params, worker_id))
+        pick = _while_live(pick, worker_id)
     claims = _claim(db, worker_id, (pick,), 1, order="run_after")
     return claims[0] if claims else None
+
+
+def _while_live(pick: Pick, worker_id: str) -> Pick:
+    """Return the pick, of nothing if the worker is not known as live."""
+    return pick._replace(where=f"{pick.where} AND {_ALIVE}", params=(*pick.params, worker_id))
 
 
 def _suspects(backend: str, queues: Iterable[str] | None) -> Pick:
@@ -192,8 +194,7 @@ def claim_one(
     db: str, backend: str, worker_id: str, id: UUID, hold: Hold = Hold.NONE
 ) -> Claim | None:
     """Claim the due row with that id and put it on hold; return None if it is not due."""
-    due = f"status = '{READY}' AND hold IN ('', '{Hold.SUSPECT.value}')"
-    where = f"{due} AND backend = %s AND id = %s"
+    where = f"{_STARTABLE} AND backend = %s AND id = %s"
     claims = _claim(db, worker_id, (Pick(where, (backend, key(db, id)), "PRIMARY"),), 1, hold)
     return claims[0] if claims else None
 
@@ -378,7 +379,9 @@ def retry(db: str, ids: Iterable[UUID]) -> int:
 def run_now(db: str, ids: Iterable[UUID]) -> int:
     """Make those of the rows that wait for their run_after due; return how many there were."""
     rows = _by_hand(db, ids).filter(status=READY, hold=Hold.SCHEDULED)
-    return _unit(db, lambda *_: rows.update(hold=NO_HOLD, run_after=None))
+    suspect = When(lost__gte=SUSPECT, then=Value(Hold.SUSPECT))
+    hold = Case(suspect, default=Value(Hold.NONE))
+    return _unit(db, lambda *_: rows.update(hold=hold, run_after=None))
 
 
 def cancel(

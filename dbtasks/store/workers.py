@@ -7,7 +7,7 @@ its beat stands still, which the caller has watched, and the guard on the beat m
     beat        live → live, beat + 1
     give_up     live → lost, if the beat is still the one seen
     rescue      rows of lost workers: RUNNING → READY, or FAILED, above all if it was cancelled
-    disown      rows of this worker that it does not hold: RUNNING → READY
+    disown      rows of this worker that it does not hold: RUNNING → READY, or FAILED if cancelled
     leave       → deleted
 """
 
@@ -17,12 +17,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connections
-from django.db.models import F
 
 from .. import payload
 from ..exceptions import TaskCancelled, WorkerLost
 from ..models import FAILED, READY, WORKERS, ScheduledTask, Worker
-from . import BATCH, NO_HOLD, Outcome, _unit, class_path, key, now, settle
+from . import BATCH, Outcome, _unit, class_path, key, now, settle
 
 LIVE, LOST = Worker.State.LIVE, Worker.State.LOST
 # Starts whose runner was lost before the task itself is suspected.
@@ -145,21 +144,53 @@ def running(db: str, worker_id: str) -> set[tuple[Any, int]]:
     return {(key(db, id), fence) for id, fence in rows.values_list("id", "fence")}
 
 
-def disown(db: str, worker_id: str, claims: Iterable[tuple[Any, int]]) -> int:
-    """Give back claims, as key and fence, that the worker never heard of; return how many stood.
+def disown(
+    db: str,
+    claims: Iterable[tuple[Any, int]],
+    retain: Callable[[ScheduledTask], timedelta | None],
+) -> int:
+    """Give back claims, as key and fence, that their worker never heard of; return how many stood.
 
-    The reply was lost, and no code has run: the start that was counted is taken back.
+    The reply was lost, and no code has run: the start that was counted is taken back. A row that
+    was to be cancelled is. `retain` tells how long it stays then.
     """
-    rows = ScheduledTask.objects.using(db).running().filter(worker_id=worker_id)
-    fresh = {"status": READY, "hold": NO_HOLD, "worker_id": None, "run_after": None}
-
-    def unit(*_: Any) -> int:
-        return sum(
-            rows.filter(pk=id, fence=fence).update(**fresh, attempt=F("attempt") - 1)
-            for id, fence in sorted(claims)
+    fences, at = dict(claims), now(db)
+    rows = list(ScheduledTask.objects.using(db).filter(pk__in=fences))
+    stays = [retain(row) if row.cancel_requested else None for row in rows]
+    return len(
+        settle(
+            db,
+            [
+                _unheard(db, row, fences[key(db, row.pk)], stay, at)
+                for row, stay in zip(rows, stays, strict=True)
+            ],
         )
+    )
 
-    return _unit(db, unit)
+
+def _unheard(
+    db: str, row: ScheduledTask, fence: int, stay: timedelta | None, at: datetime
+) -> Outcome:
+    """Return what becomes of a row that was claimed, and never started."""
+    ends = row.cancel_requested
+    cancel = (class_path(TaskCancelled), str(TaskCancelled()))
+    errors = [*(row.errors or []), cancel][-10:] if ends else row.errors
+    return Outcome(
+        id=key(db, row.pk),
+        fence=fence,
+        status=FAILED if ends else READY,
+        attempt=row.attempt - 1,
+        failures=row.failures,
+        lost=row.lost,
+        run_after=None,
+        started_at=row.started_at,
+        last_attempted_at=row.started_at and row.last_attempted_at,
+        finished_at=at if ends else None,
+        delete_after=stay and at + stay,
+        errors=None if errors is None else payload.text(errors),
+        worker_ids=None if row.worker_ids is None else payload.text(row.worker_ids),
+        return_value=None,
+    )
 
 
 def _lost(

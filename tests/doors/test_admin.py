@@ -425,15 +425,15 @@ class ActionTests(AdminCase):
     def test_retry_moves_failed_rows_alone(self):
         """Failed rows are made ready, cancelled ones among them; nothing else changes."""
         self.assertEqual({"failed", "cancelled"}, self.outcome("retry_failed"))
-        self.assertContains(self.response, "2 of 7 tasks were made ready; the others had moved on.")
+        self.assertContains(self.response, "2 of 8 tasks were made ready; the others had moved on.")
 
     def test_run_now_moves_scheduled_rows_alone(self):
         """A scheduled row is made due; nothing else changes."""
         self.assertEqual({"scheduled"}, self.outcome("run_now"))
-        self.assertContains(self.response, "1 of 7 tasks are due now")
+        self.assertContains(self.response, "1 of 8 tasks are due now")
 
     def test_cancel_ends_what_waits_and_asks_what_runs(self):
-        """Due and scheduled rows become FAILED, running ones are asked; nothing else changes."""
+        """Waiting rows become FAILED, running ones are asked; nothing else changes."""
         self.assertEqual({"due", "scheduled", "suspect", "running"}, self.outcome("cancel"))
         self.assertContains(self.response, "3 of 6 tasks were cancelled")
         self.assertContains(self.response, "2 running tasks were asked to stop.")

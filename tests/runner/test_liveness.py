@@ -16,13 +16,15 @@ from dbtasks import liveness, store, wakeup
 from dbtasks.models import ScheduledTask, Worker
 from dbtasks.runner import Runner
 from dbtasks.store import workers
+from dbtasks.testing import RunnerTestCase
 
 from ..doors.processes import Child, ProcessTestCase, database_url, wait_until
 from ..store.base import DB, make_claim, release, vendor
 from ..store.test_workers import register
 from ..tasks import add, die, die_among, stay, wait_for_file
+from . import tasks
 from .proxy import Proxy
-from .test_loop import until
+from .test_loop import GateMixin, until
 
 
 class KilledTests(ProcessTestCase):
@@ -253,6 +255,26 @@ class LostReplyTests(ProcessTestCase):
                 thread.join(20)
 
         self.assertEqual((3, 1), (result.return_value, result.attempts))
+
+
+class GivenUpTests(GateMixin, RunnerTestCase):
+    """A runner that finds that others have given it up."""
+
+    workers = 1
+
+    def test_what_it_runs_is_asked_to_stop(self):
+        """Others may have started it again; the runner goes on in another name."""
+        old = self.runner.worker_id
+        tasks.heed.enqueue()
+        tasks.Gate.entered.acquire(timeout=10)
+        [attempt] = self.runner._pool._held
+        until(lambda: workers.give_up(DB, old, Worker.objects.get(pk=old).beat))
+        with self.assertLogs("dbtasks.runner", "WARNING") as logs:
+            self.runner._heart._beat()
+            until(lambda: attempt not in self.runner._pool._held)
+
+        self.assertIn("joins anew", logs.output[0])
+        self.assertNotEqual(old, self.runner.worker_id)
 
 
 class HeartTests(TransactionTestCase):

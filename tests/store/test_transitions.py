@@ -263,6 +263,7 @@ class SuspectTests(TestCase):
         store.settle(DB, [outcome(c, "READY", lost=2) for c in (self.claim, *others)])
 
         self.assertEqual([], store.claim(DB, "default", "w1", 10))
+        make_task(run_after=store.now(DB) + timedelta(hours=1))
         self.assertIsNone(store.claim_suspect(DB, "other", "w1"))
         self.assertIsNone(store.claim_suspect(DB, "default", "w1", registered=True))
         mail = store.claim_suspect(DB, "default", "w1", ["mail"])

@@ -81,6 +81,63 @@ class WorkerTests(TestCase):
         self.assertEqual(1, len(workers.others(DB, "me", "other")))
 
 
+class DisownTests(TestCase):
+    """RUNNING, and unknown to the worker in whose name it is → READY"""
+
+    def setUp(self):
+        self.id = make_task()
+        register("w1")
+        self.claim = claim("w1")
+
+    def disown(self, fence: int = 0) -> int:
+        """Disown the claim, or one of another fence; return how many stood."""
+        claims = {(self.claim.id, fence or self.claim.fence)}
+        return workers.disown(DB, claims, lambda task: timedelta(days=1))
+
+    def test_a_worker_knows_what_runs_in_its_name(self):
+        """Its own rows, by their fences."""
+        make_task()
+        claim(register("w2"))
+
+        self.assertEqual({(self.claim.id, self.claim.fence)}, workers.running(DB, "w1"))
+
+    def test_it_is_as_if_it_had_not_been_claimed(self):
+        """No start is counted, nobody is blamed; the fence goes on."""
+        self.assertEqual(1, self.disown())
+        task = row(self.id)
+
+        self.assertEqual(("READY", "", None), (task.status, task.hold, task.worker_id))
+        self.assertEqual((0, 0, 1), (task.attempt, task.lost, task.fence))
+        self.assertEqual((None, None, None), (task.started_at, task.errors, task.worker_ids))
+
+    def test_a_claim_that_moved_on_is_left_alone(self):
+        """Another fence is another claim; what has ended has ended."""
+        self.assertEqual(0, self.disown(fence=7))
+        store.settle(DB, [outcome(self.claim)])
+
+        self.assertEqual(0, self.disown())
+        self.assertEqual("SUCCESSFUL", row(self.id).status)
+
+    def test_a_row_that_was_to_be_cancelled_is(self):
+        """Nobody else will see to it."""
+        store.request_cancel(DB, [self.id])
+
+        self.assertEqual(1, self.disown())
+        task = row(self.id)
+        self.assertEqual(("FAILED", 0), (task.status, task.attempt))
+        self.assertEqual("dbtasks.exceptions.TaskCancelled", task.errors[-1][0])
+        self.assertEqual(timedelta(days=1), task.delete_after - task.finished_at)
+
+    def test_a_worker_that_holds_a_row_is_not_forgotten(self):
+        """It is missed, and its row given back."""
+        workers.leave(DB, "w1")
+        self.assertTrue(Worker.objects.filter(pk="w1").exists())
+        self.disown()
+        workers.leave(DB, "w1")
+
+        self.assertFalse(Worker.objects.filter(pk="w1").exists())
+
+
 class RescueTests(TestCase):
     """RUNNING under a lost worker → READY, or FAILED"""
 
