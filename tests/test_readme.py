@@ -16,7 +16,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management import load_command_class
 from django.db import connections
-from django.test import SimpleTestCase, TransactionTestCase
+from django.test import SimpleTestCase, TransactionTestCase, tag
 
 from dbtasks.options import Options
 from dbtasks.task import Task
@@ -106,6 +106,7 @@ class PageTests(SimpleTestCase):
             self.assertGreater(45, grace)
         self.assertGreater(int(service["Service"]["TimeoutStopSec"]), grace)
 
+    @tag("processes")
     def test_the_benchmark_runs(self):
         """The command of the page prints its table."""
         [(_, text)] = blocks("benchmark")
@@ -133,6 +134,7 @@ class PageTests(SimpleTestCase):
         self.assertLessEqual({"postgres", "mysql"}, project["optional-dependencies"].keys())
 
 
+@tag("processes")
 class NewProjectTests(TransactionTestCase):
     """The page from top to bottom, as a new user would."""
 
