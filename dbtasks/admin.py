@@ -771,6 +771,7 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
     """The schedules: those of settings to look at and to pause, those of people to edit."""
 
     form = PeriodicForm
+    fields = PeriodicForm.Meta.fields
     list_display = (
         "key",
         "task_path",
@@ -791,6 +792,16 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return PeriodicTask.objects.using(database()).order_by("backend", "key")
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        names = super().get_fields(request, obj)
+        if obj is None or self.has_change_permission(request, obj):
+            return names
+        # Who may not change the arguments need not know the secrets in them.
+        return [f"masked_{name}" if name in ("args", "kwargs") else name for name in names]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return [name for name in self.get_fields(request, obj) if name.startswith("masked_")]
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         # What settings say is changed there.
@@ -852,6 +863,16 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
         for row in rows:
             self.log_change(request, row, str(note))
         self.message_user(request, text, messages.SUCCESS)
+
+    @admin.display(description=_("arguments"))
+    def masked_args(self, row: PeriodicTask) -> str:
+        """Show the arguments without their secrets."""
+        return _json(Mask(row).args())
+
+    @admin.display(description=_("keyword arguments"))
+    def masked_kwargs(self, row: PeriodicTask) -> str:
+        """Show the keyword arguments without their secrets."""
+        return _json(Mask(row).value(row.kwargs or {}))
 
     @admin.display(description=_("schedule"))
     def schedule(self, row: PeriodicTask) -> str:

@@ -15,7 +15,7 @@ from django.tasks.exceptions import InvalidTaskBackend
 
 from . import registry
 from .backend import DatabaseBackend
-from .models import ScheduledTask
+from .models import PeriodicTask, ScheduledTask
 from .options import Options
 
 MASK = "••••••"
@@ -35,7 +35,7 @@ def backend_of(alias: str) -> DatabaseBackend | None:
 class Mask:
     """Hides the secrets of one row, wherever they turn up again."""
 
-    def __init__(self, row: ScheduledTask) -> None:
+    def __init__(self, row: ScheduledTask | PeriodicTask) -> None:
         self.row = row
         backend = backend_of(row.backend)
         options = backend.config if backend else Options()

@@ -284,12 +284,27 @@ class AdminTests(TestCase):
 
         self.assertEqual((0, 1), (PeriodicTask.objects.count(), ScheduledTask.objects.count()))
 
-    def test_who_may_only_look_can_do_nothing(self):
-        """No action, no form."""
+    def look_only(self) -> None:
+        """Go on as a user who may do no more than look."""
         viewer = User.objects.create_user("viewer", is_staff=True)
         viewer.user_permissions.add(Permission.objects.get(codename="view_periodictask"))
-        row = self.declared()
         self.client.force_login(viewer)
+
+    def test_who_may_only_look_sees_no_secret(self):
+        """Arguments are masked as those of tasks are."""
+        self.post()
+        PeriodicTask.objects.update(kwargs={"token": "open-sesame", "size": 42})
+        self.look_only()
+        url = reverse("admin:dbtasks_periodictask_change", args=[PeriodicTask.objects.get().pk])
+        page = self.client.get(url)
+
+        self.assertContains(page, "42")
+        self.assertNotContains(page, "open-sesame")
+
+    def test_who_may_only_look_can_do_nothing(self):
+        """No action, no form."""
+        row = self.declared()
+        self.look_only()
         self.act("pause", row)
         self.act("run_now", row)
 
