@@ -101,6 +101,8 @@ class Runner:
         self._bell = threading.Event()
         # When to look at the queue next, and when work was last found, on the monotonic clock.
         self._look_at = self._found = 0.0
+        # When to look once more after a hint, on the same clock.
+        self._again_at = math.inf
         # Whether a claim is on its way from the database to the pool.
         self._claiming = False
         self._quarantine = Quarantine()
@@ -126,7 +128,9 @@ class Runner:
         """Look for work at once, and once more after `again` seconds if that is not 0."""
         self._likely = True
         if again:
-            self._look_at = min(self._look_at, time.monotonic() + again)
+            # Of its own, so that no look before it takes its place; the last one asked for counts,
+            # because each of the others has had a claim since.
+            self._again_at = time.monotonic() + again
         self._ring()
 
     def miss(self, worker_id: str) -> None:
@@ -208,7 +212,8 @@ class Runner:
         self.finished.clear()
         self.done = self.failed = self.abandoned = 0
         self.worn_out = False
-        self._claimed, self._likely, self._look_at = 0, True, 0.0
+        self._claimed, self._likely = 0, True
+        self._look_at, self._again_at = 0.0, math.inf
         # When to ask next whether something was cancelled.
         self._hear_at = 0.0
         # The last row claimed, and when to look again at what is older than it.
@@ -274,9 +279,11 @@ class Runner:
         assert self._pool is not None
         # With DEBUG a connection would remember thousands of statements.
         reset_queries()
-        if time.monotonic() >= self._look_at:
+        if (now := time.monotonic()) >= min(self._look_at, self._again_at):
             # Before the look: a glance that is asked for during it must not be forgotten.
             self._look_at = math.inf
+            if now >= self._again_at:
+                self._again_at = math.inf
             wait = self._promote()
             self._look_at = min(self._look_at, time.monotonic() + wait)
         until_heard = self._hear()
@@ -297,7 +304,8 @@ class Runner:
         if self._is_over():
             self._stopping.set()
             return 0
-        until_look = min(until_heard, max(0.0, self._look_at - time.monotonic()))
+        until_look = max(0.0, min(self._look_at, self._again_at) - time.monotonic())
+        until_look = min(until_heard, until_look)
         is_watching = is_closed or self._pool.waiting
         return min(until_look, PREFETCH_SECONDS / 2) if is_watching else until_look
 

@@ -13,7 +13,7 @@ from django.db import DataError, OperationalError, connections
 from django.tasks.signals import task_finished, task_started
 from django.test import TransactionTestCase, override_settings
 
-from dbtasks import RunnerError, store
+from dbtasks import RunnerError, store, wakeup
 from dbtasks.execute import Attempt
 from dbtasks.models import ScheduledTask
 from dbtasks.runner import Runner, cleanup
@@ -323,6 +323,8 @@ class StopTests(GateMixin, TransactionTestCase):
         tasks.add.enqueue_many([((n, 0), {}) for n in range(20)])
         tasks.Gate.entered.acquire(timeout=10)
         runner.stop()
+        # What a claim on its way brings is given back after that.
+        until(lambda: runner not in wakeup._sleepers["default"])
         until(lambda: ScheduledTask.objects.due().count() == 20)
         tasks.Gate.opened.set()
         thread.join(10)

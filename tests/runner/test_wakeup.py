@@ -104,7 +104,10 @@ class SecondLookTests(RunnerTestCase):
             return claims
 
         with mock.patch.object(store, "claim", claim_and_tell):
-            self.runner.wake(again=0.2)
+            # Long enough for the row to be there on a machine that is busy.
+            self.runner.wake(again=2)
+            # A look before then does not stand for it.
+            self.runner.glance()
             self.assertTrue(looked.wait(10))
         id = make_task(task_path="tests.runner.tasks.add")
 
