@@ -207,18 +207,22 @@ class DatabaseBackend(BaseTaskBackend):
                 self._write_now(calls)
 
     def _write_now(self, prepared: Sequence[tuple[base.Task, "NewTask", TaskResult]]) -> None:
-        from . import store
+        from . import store, wakeup
 
         db = self.database
         rows = [row._replace(id=store.key(db, row.id)) for _, row, _ in prepared]
-        store.enqueue(db, rows)
-        self.announce([result for _, _, result in prepared])
+        hint = None if self.config.immediate else wakeup.hint(db, self.alias)
+        is_told = store.enqueue(db, rows, hint)
+        self.announce([result for _, _, result in prepared], is_told)
         if self.config.immediate:
             for row, (_, _, result) in zip(rows, prepared, strict=True):
                 self._run_now(db, row.id, result)
 
-    def announce(self, results: Iterable[TaskResult]) -> None:
-        """Tell of rows that were written: receivers of signals, and, after the commit, runners."""
+    def announce(self, results: Iterable[TaskResult], is_told: bool = False) -> None:
+        """Tell of rows that were written: receivers of signals, and, after the commit, runners.
+
+        Other processes have heard of it already if `is_told`.
+        """
         from . import wakeup
 
         if self.config.signals:
@@ -226,7 +230,7 @@ class DatabaseBackend(BaseTaskBackend):
                 task_enqueued.send_robust(sender=type(self), task_result=result)
         if not self.config.immediate:
             db = self.database
-            _after_commit(db, lambda: wakeup.notify(db, self.alias))
+            _after_commit(db, lambda: wakeup.notify(db, self.alias, is_told))
 
     def _run_now(self, db: str, id: Any, result: TaskResult) -> None:
         """Run the row just written in this thread, unless its run_after is to come."""

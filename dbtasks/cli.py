@@ -4,24 +4,26 @@ Owns exit codes, and what a signal does. Never runs tasks or touches a row: it s
 asks it to stop.
 """
 
+import faulthandler
 import os
 import re
 import signal
 import sys
 import threading
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management.base import CommandError, CommandParser
+from django.core.management.base import CommandError
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 from django.tasks import task_backends
 
 from .backend import DatabaseBackend
 from .checks import check_pool
 from .exceptions import DurationError, RunnerError
+from .leash import stop_signals
 from .models import MAX_QUEUE, ScheduledTask
 from .report import Report, one_line, plural, span
 from .runner import Runner, check_backend
@@ -108,9 +110,14 @@ def check_queues(backend: DatabaseBackend, queues: Sequence[str] | None) -> None
             )
 
 
-def add_backend(parser: CommandParser, help: str) -> None:
-    """Add the flag that names one backend."""
-    parser.add_argument("--backend", default="default", metavar="ALIAS", help=help)
+def add_backend(parser: Any, help: str, *short: str) -> None:
+    """Add the flag that names one backend to a parser, or to a group of it."""
+    parser.add_argument(*short, "--backend", default="default", metavar="ALIAS", help=help)
+
+
+def formatter(base: Any) -> Any:
+    """Return the class with which help keeps the lines of its epilog as they are."""
+    return type("HelpFormatter", (base, RawDescriptionHelpFormatter), {})
 
 
 def one_backend(alias: str) -> DatabaseBackend:
@@ -180,6 +187,7 @@ class Signals:
     """Makes SIGTERM, SIGINT and SIGHUP stop the runner while the block runs, in the main thread.
 
     The first one asks it to finish what runs, the second to leave now, the third leaves at once.
+    SIGQUIT only prints on stderr where each thread is.
     """
 
     def __init__(self, runner: Runner, report: Report) -> None:
@@ -196,9 +204,11 @@ class Signals:
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         self._fd_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-        wanted = stop_signals()
+        wanted = self.wanted()
         self._before = {number: signal.signal(number, noted) for number in wanted}
         threading.Thread(target=self._listen, name="dbtasks-signals", daemon=True).start()
+        # By a handler in C, which needs no help of an interpreter that a task may hold on to.
+        faulthandler.register(signal.SIGQUIT, file=2)
         # Whoever started us may have held them back until we can take them.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
         return self
@@ -208,9 +218,14 @@ class Signals:
             return
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        faulthandler.unregister(signal.SIGQUIT)
         signal.set_wakeup_fd(self._fd_before)
         # The end of the file ends the listener.
         os.close(self._pipe[1])
+
+    def wanted(self) -> list[signal.Signals]:
+        """Return the signals that stop the runner."""
+        return stop_signals()
 
     def _listen(self) -> None:
         reading = self._pipe[0]
@@ -241,15 +256,6 @@ class Signals:
             f"waiting for {plural(running, 'running task')}, {span(self._runner.grace)} at most; "
             "what has not started is given back. Once more to leave now."
         )
-
-
-def stop_signals() -> list[signal.Signals]:
-    """Return the signals that ask this process to stop."""
-    wanted = [signal.SIGTERM, signal.SIGINT]
-    # nohup asks to be left alone.
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        wanted.append(signal.SIGHUP)
-    return wanted
 
 
 def noted(number: int, frame: Any) -> None:

@@ -34,11 +34,17 @@ class Finisher:
     """Writes outcomes in batches: whatever has gathered while the last batch was written.
 
     So one outcome on an idle runner is written at once, and many under load share a commit.
-    `settled` is called after each batch, in this thread, with what was written.
+    `settled` is called after each batch, in this thread, with what was written, and `eased` once
+    that is no longer in the backlog.
     """
 
-    def __init__(self, db: str, settled: Callable[[Sequence[Ended]], None]) -> None:
-        self._db, self._settled = db, settled
+    def __init__(
+        self,
+        db: str,
+        settled: Callable[[Sequence[Ended]], None],
+        eased: Callable[[], None],
+    ) -> None:
+        self._db, self._settled, self._eased = db, settled, eased
         self._queue: SimpleQueue[Ended | None] = SimpleQueue()
         # Attempts whose outcome is not settled yet, and those whose outcome never will be.
         self._unsettled: set[Attempt] = set()
@@ -87,6 +93,7 @@ class Finisher:
                 except Exception:  # whatever a reporter raises: the rows are written, we go on
                     logger.exception("%d settled outcomes could not be reported", len(written))
                 self._unsettled.difference_update(attempt for attempt, _ in batch)
+                self._eased()
                 reset_queries()
         finally:
             connections.close_all()

@@ -21,7 +21,7 @@ from typing import Any
 from django.db import Error, connections
 
 from .models import ScheduledTask, Worker
-from .patience import BEAT_DEADLINE, Within, prompt
+from .patience import BEAT_DEADLINE, DEADLINE, Within, prompt
 from .store import workers
 from .store.workers import session_key
 
@@ -109,7 +109,7 @@ class Heart:
         self._thread.join(timeout)
 
     def _work(self) -> None:
-        with prompt(self._db):
+        with prompt(self._db, DEADLINE):
             self._beat_on()
 
     def _beat_on(self) -> None:
@@ -158,10 +158,12 @@ class Heart:
         self._watched_at = now
         seen = {}
         with Within(connections[self._db], BEAT_DEADLINE):
-            others = workers.others(self._db, self.worker_id, self._backend)
+            known = workers.others(self._db, self.worker_id, self._backend)
+            others = [other for other in known if other.state == Worker.State.LIVE]
             gone = self._look_at_sessions(others)
         self._neighbours = [other for other in others if other.place == place()]
         self._is_alarmed = bool(gone)
+        is_any_lost = len(known) > len(others)
         for other in others:
             beat, silent = self._seen.get(other.worker_id, (None, 0.0))
             silent = silent + passed if beat == other.beat else 0.0
@@ -169,11 +171,12 @@ class Heart:
             patience = HINTED if other.worker_id in gone else 1
             is_silent = silent >= self._timeout * patience
             if is_silent or other.worker_id in missed or is_gone(other):
-                self._give_up(other)
+                is_any_lost |= self._give_up(other)
         self._seen = seen
         # One that is still there has been given up just now, or has had a beat on its way.
         self._missed.difference_update(set(missed) - seen.keys())
-        self._rescue()
+        if is_any_lost:
+            self._rescue()
 
     def _tell_first_look(self) -> None:
         if not self.has_looked:
@@ -218,11 +221,13 @@ class Heart:
             self._look()
         self._strays = strays - found
 
-    def _give_up(self, other: Worker) -> None:
+    def _give_up(self, other: Worker) -> bool:
+        """Declare that worker lost unless it has had a beat since; return whether it is."""
         with Within(connections[self._db]):
             is_lost = workers.give_up(self._db, other.worker_id, other.beat)
         if is_lost:
             logger.warning("Worker %s is lost; its tasks are given back", other.worker_id)
+        return is_lost
 
     def _rescue(self) -> None:
         while rows := self._rescue_some():
@@ -273,7 +278,7 @@ def _beat_until(stop: threading.Event, db: str, worker_id: str, interval: float)
         while not stop.wait(wait):
             wait = interval
             try:
-                with prompt(db), Within(connections[db], BEAT_DEADLINE):
+                with prompt(db, DEADLINE), Within(connections[db], BEAT_DEADLINE):
                     is_known = workers.beat(db, worker_id)
                 if not is_known:
                     logger.warning("Worker %s was given up; it claims nothing more", worker_id)

@@ -6,6 +6,7 @@ task code, and never SQLite, which waits for nobody but its file.
 """
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -39,7 +40,8 @@ class Within:
     """Ends what this thread asks of the connection if it takes longer than so many seconds.
 
     The statement is cancelled; is there no answer even to that, the connection is cut. Either is
-    an OperationalError or InterfaceError in this thread. Does not nest.
+    an OperationalError or InterfaceError in this thread. Connecting, where it is needed first, has
+    as long again. Does not nest.
     """
 
     __slots__ = ("connection", "end", "seconds", "until")
@@ -50,30 +52,47 @@ class Within:
     def __enter__(self) -> None:
         if self.connection.vendor == "sqlite":
             return
-        # Connecting has a timeout of its own. The socket is asked for here, because MySQL's driver
-        # tells it to no other thread.
-        self.connection.ensure_connection()
+        if self.connection.connection is None:
+            # The driver limits the connecting; Django then has words with the server, without end.
+            self.end = None
+            self._watch()
+            try:
+                self.connection.ensure_connection()
+            finally:
+                self._leave()
+        # Asked for here, because MySQL's driver tells it to no other thread.
         self.end = _end_of(self.connection.connection)
+        self._watch()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def _watch(self) -> None:
         self.until = time.monotonic() + self.seconds
         _calls[threading.get_ident()] = self
         if not _busy.is_set():
             _start()
             _busy.set()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None
-    ) -> None:
+    def _leave(self) -> None:
         _calls.pop(threading.get_ident(), None)
 
 
 @contextmanager
-def prompt(db: str) -> Iterator[None]:
-    """Let connecting in this thread take a few seconds at most, unless the settings say more."""
+def prompt(db: str, longest: float = DEADLINE * MOST) -> Iterator[None]:
+    """Let connecting in this thread take a few seconds at most, unless the settings say more.
+
+    `longest` is what any call in it may take, in seconds.
+    """
     connection: Any = connections[db]
     settings = connection.settings_dict
     ours: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT}
     if connection.vendor == "mysql":
         ours["init_command"] = MYSQL_INIT
+        # Its driver speaks to the server before it shows a connection that could be cut.
+        ours["read_timeout"] = math.ceil(longest)
     if connection.vendor in ("postgresql", "mysql"):
         connection.settings_dict = settings | {"OPTIONS": ours | settings["OPTIONS"]}
     try:
@@ -112,6 +131,7 @@ def _end_of(raw: Any) -> int | None:
 
 def _end(ident: int, call: Within) -> None:
     raw = call.connection.connection
+    end = _end_of(raw) if call.end is None else call.end
     logger.warning("The database has not answered in time; the call is given up")
     if hasattr(raw, "cancel_safe"):
         # Where a lock is waited for, this leaves nothing behind on PostgreSQL. In a thread of its
@@ -121,7 +141,7 @@ def _end(ident: int, call: Within) -> None:
         canceller.join(CANCEL)
     if _calls.get(ident) is call:
         _calls.pop(ident, None)
-        _cut(call.end)
+        _cut(end)
 
 
 def _cancel(raw: Any) -> None:

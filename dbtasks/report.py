@@ -548,10 +548,13 @@ def due_rows(backend: DatabaseBackend, queues: Sequence[str] | None) -> Any:
     return rows if queues is None else rows.filter(queue_name__in=queues)
 
 
-def banner(runner: Runner, backend: DatabaseBackend, processes: int = 1) -> str:
+def banner(
+    runner: Runner, backend: DatabaseBackend, processes: int = 0, stop: str | None = None
+) -> str:
     """Return what a runner says of itself before it starts, with ``{worker_id}`` left open.
 
-    With several processes, what the one that supervises them says of all, with nothing left open.
+    With `processes`, what the one that supervises so many says of all, with nothing left open.
+    `stop` is the sentence on how it ends, where that is not Ctrl-C.
     """
     connection = connections[backend.database]
     queues = runner.queues or sorted(backend.queues)
@@ -566,11 +569,11 @@ def banner(runner: Runner, backend: DatabaseBackend, processes: int = 1) -> str:
         f"{f'More than {MANY:,} tasks' if due > MANY else plural(due, 'task').capitalize()} due",
     ]
     text = "\n".join(plain(line) for line in lines)
-    how = "Drains the queue; stop" if runner.drain else "Stop"
-    if processes > 1:
-        return f"{text}\nSupervisor with pid {os.getpid()}. {how} with Ctrl-C."
+    stop = stop or f"{'Drains the queue; stop' if runner.drain else 'Stop'} with Ctrl-C."
+    if processes:
+        return f"{text}\nSupervisor with pid {os.getpid()}. {stop}"
     text = text.replace("{", "{{").replace("}", "}}")
-    return f"{text}\nWorker {{worker_id}}. {how} with Ctrl-C."
+    return f"{text}\nWorker {{worker_id}}. {stop}"
 
 
 def _version() -> str:

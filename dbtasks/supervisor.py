@@ -3,18 +3,10 @@
 Owns the processes: when one starts, what it is told, and the exit code that theirs make together.
 Never opens a connection or copies a loaded interpreter: each process starts anew from the command
 line, and what a dead one held is given back by another, which is told of it.
-
-Supervisor and process are tied by a pair of sockets that carries one JSON list a line:
-
-    up      ["ready", worker_id]   before it claims in that name
-            ["failed", sentence]   it cannot start
-            ["done"]               it has stopped well; the exit code says how
-    down    ["stop", level, n]     stop on signal n: 1 in the grace, 2 now
-            ["gone", worker_id]    that worker's process has ended
-    end     of the file            the other one is gone
 """
 
 import json
+import math
 import os
 import selectors
 import signal
@@ -29,13 +21,12 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Self
 
-from .cli import ABANDONED, REPLACE, TASK_FAILED, Signals, leave, noted, stop_signals
+from .cli import ABANDONED, REPLACE, TASK_FAILED, Signals, leave, noted
 from .exceptions import RunnerError
+from .leash import ENVIRONMENT, Leash, line, stop_signals
 from .report import Report, span
 from .runner import Runner
 
-# What tells a process that it has a supervisor: its number, and the descriptor of its socket.
-ENVIRONMENT = "DBTASKS_SUPERVISED"
 # Seconds beyond the grace that a runner may take to settle and to leave.
 MARGIN = 10.0
 # Seconds that a process must live for its death to be an accident, and the longest pause before a
@@ -74,23 +65,31 @@ def command_line() -> list[str]:
 
 
 class Child:
-    """One of the processes through all its lives, as the supervisor sees it."""
+    """One of the processes through all its lives, as the supervisor sees it.
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    `name` is what people call it, `command` what starts it; one that `reloads` need not end for new
+    code to run, because it starts processes of its own.
+    """
+
+    def __init__(
+        self, number: int, name: str, command: list[str], *, reloads: bool = False
+    ) -> None:
+        self.number, self.name, self.command, self.reloads = number, name, command, reloads
         self.backoff = Backoff()
+        # Whether it was ready in any of its lives.
+        self.was_ready = False
         # When to start it, on the monotonic clock; None while it runs and when it has ended for
-        # good.
+        # good; infinity while it waits for something else.
         self.start_at: float | None = 0.0
-        # The runner in it, or the last one that was; "" before the first.
+        # The runner in it, or the last one that was; "" before the first, and where none ever is.
         self.worker_id = ""
         self.process: subprocess.Popen[bytes] | None = None
 
     def __str__(self) -> str:
         pid = f" (pid {self.process.pid})" if self.process else ""
-        return f"Process #{self.number}{pid}"
+        return f"{self.name}{pid}"
 
-    def start(self, command: list[str]) -> None:
+    def start(self) -> None:
         """Start it; raise OSError if there is no room for another process."""
         self.start_at, self.started_at = None, time.monotonic()
         self.is_ready = self.is_done = self.is_silent = False
@@ -99,7 +98,7 @@ class Child:
         self.link.setblocking(False)
         with theirs:
             try:
-                self.process = _spawn(command, self.number, theirs.fileno())
+                self.process = _spawn(self.command, self.number, theirs.fileno())
             except OSError:
                 self.link.close()
                 raise
@@ -107,7 +106,7 @@ class Child:
     def tell(self, *words: Any) -> None:
         """Tell it something, unless it has gone or does not listen."""
         with suppress(OSError):
-            self.link.send(_line(words))
+            self.link.send(line(words))
 
     def hear(self) -> list[list[Any]]:
         """Return what it has said since; it is silent once it will say no more."""
@@ -121,6 +120,11 @@ class Child:
             self.is_silent = True
         *lines, self._heard = self._heard.split(b"\n")
         return [json.loads(line) for line in lines]
+
+
+def alike(count: int, command: list[str]) -> list[Child]:
+    """Return so many processes of one command."""
+    return [Child(number, f"Process #{number}", command) for number in range(1, count + 1)]
 
 
 def _spawn(command: list[str], number: int, link: int) -> subprocess.Popen[bytes]:
@@ -139,7 +143,7 @@ def _spawn(command: list[str], number: int, link: int) -> subprocess.Popen[bytes
 
 
 class Supervisor:
-    """Keeps `count` processes with the command line `command` running until told to stop.
+    """Keeps the processes `children` running until told to stop.
 
     With `ends` a runner that stops by itself has done what was asked, and no other takes its
     place. `grace` is what the runners get, in seconds. `say` is called with what people should
@@ -148,20 +152,18 @@ class Supervisor:
 
     def __init__(
         self,
-        count: int,
-        command: list[str],
+        children: list[Child],
         *,
         grace: float,
         ends: bool,
         say: Callable[..., None],
     ) -> None:
-        self._command, self._grace, self._ends, self._say = command, grace, ends, say
-        self._children = [Child(number) for number in range(1, count + 1)]
+        self._children, self._grace, self._ends, self._say = children, grace, ends, say
         self._alive: list[Child] = []
         self._codes: list[int] = []
         self._received: list[int] = []
         # The last workers that have gone: all processes may die before one of them was told.
-        self._gone: deque[str] = deque(maxlen=2 * count)
+        self._gone: deque[str] = deque(maxlen=2 * len(children))
         # When those that still run are killed, on the monotonic clock; None before the first stop.
         self._deadline: float | None = None
         self._refusal = ""
@@ -197,7 +199,8 @@ class Supervisor:
         moments = [child.start_at or 0.0 for child in self._waiting()]
         if self._deadline is not None:
             moments.append(self._deadline)
-        return max(0.0, min(moments) - time.monotonic()) if moments else None
+        first = min(moments, default=math.inf)
+        return None if first == math.inf else max(0.0, first - time.monotonic())
 
     # Starting
 
@@ -209,7 +212,7 @@ class Supervisor:
 
     def _start(self, child: Child) -> None:
         try:
-            child.start(self._command)
+            child.start()
         except OSError as error:
             child.why = f"No process can be started: {error}."
             self._replace(child, 1)
@@ -221,6 +224,7 @@ class Supervisor:
         for what, *words in child.hear():
             if what == "ready":
                 child.worker_id, child.is_ready = words[0], True
+                child.was_ready = True
                 for worker_id in self._gone:
                     child.tell("gone", worker_id)
             elif what == "failed":
@@ -244,18 +248,22 @@ class Supervisor:
                 self._ended(child, code)
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self._deadline = None
-            for child in self._alive:
+            for child in self._late():
                 self._say(
                     f"{child} has not stopped in time, and is killed.", event="process.killed"
                 )
                 self._kill(child)
+
+    def _late(self) -> list[Child]:
+        """Return those that should have ended by now."""
+        return self._alive
 
     def _ended(self, child: Child, code: int) -> None:
         if not child.is_silent:
             self._hear(child)
         if not child.is_silent:  # a process that some task has forked has the other end as well
             self._hang_up(child)
-        if child.is_ready:
+        if child.is_ready and child.worker_id:
             self._gone.append(child.worker_id)
             for other in self._alive:
                 if other.is_ready:
@@ -267,9 +275,9 @@ class Supervisor:
 
     def _replace(self, child: Child, code: int) -> None:
         """Start another in its place, soon or later; stop all if none could ever start there."""
-        how = _how(child, code)
-        if not child.worker_id and code >= 0:
-            self._refusal = child.why or f"{child} {how} before it was ready; all have stopped."
+        ended = how(child, code)
+        if not child.was_ready and code >= 0:
+            self._refusal = child.why or f"{child} {ended} before it was ready; all have stopped."
             self._stop(1, signal.SIGTERM)
             return
         pause = 0.0
@@ -277,7 +285,7 @@ class Supervisor:
             pause = child.backoff.after(time.monotonic() - child.started_at)
         child.start_at = time.monotonic() + pause
         self._say(
-            f"{child} {how}; another starts {f'in {span(pause)}' if pause else 'now'}.",
+            f"{child} {ended}; another starts {f'in {span(pause)}' if pause else 'now'}.",
             event="process.ended",
             process=child.number,
             pid=child.process.pid if child.process else None,
@@ -320,7 +328,7 @@ class Supervisor:
             child.tell("stop", level, number)
 
 
-def _how(child: Child, code: int) -> str:
+def how(child: Child, code: int) -> str:
     """Return how the process has ended, as the rest of a sentence."""
     if code < 0:
         with suppress(ValueError):
@@ -330,10 +338,6 @@ def _how(child: Child, code: int) -> str:
     if child.why:
         return f"could not start: {child.why.rstrip('.')}"
     return "has stopped" if child.is_done else f"died with exit code {code}"
-
-
-def _line(words: Iterable[Any]) -> bytes:
-    return f"{json.dumps(list(words))}\n".encode()
 
 
 @contextmanager
@@ -356,55 +360,6 @@ def _signal_pipe(numbers: list[signal.Signals]) -> Iterator[int]:
 
 
 # In a process that has a supervisor
-
-
-class Leash:
-    """What ties this process to the supervisor that started it."""
-
-    def __init__(self, number: int, link: socket.socket) -> None:
-        self.number, self._link = number, link
-
-    @classmethod
-    def held(cls) -> Self | None:
-        """Return this process's leash, or None if it has no supervisor.
-
-        Raise RunnerError if it should have one and cannot reach it.
-        """
-        # Processes that a task starts are none of the supervisor's.
-        if (text := os.environ.pop(ENVIRONMENT, None)) is None:
-            return None
-        try:
-            number, fd = map(int, text.split())
-            link = socket.socket(fileno=fd)
-            link.set_inheritable(False)
-        except (OSError, ValueError) as error:
-            raise RunnerError(
-                f"{ENVIRONMENT}={text!r} in the environment names no supervisor: {error}. Only "
-                "'taskrunner --processes' sets it; unset it."
-            ) from error
-        return cls(number, link)
-
-    def name(self, name: str | None) -> str | None:
-        """Return the start of this process's worker id, where that was given for all of them."""
-        return None if name is None else f"{name[:96]}-{self.number}"
-
-    def tell(self, *words: Any) -> None:
-        """Tell the supervisor something, unless it is gone. From any thread."""
-        with suppress(OSError):
-            self._link.sendall(_line(words))
-
-    def joined(self, worker_id: str) -> None:
-        """Tell in whose name this process is about to claim."""
-        self.tell("ready", worker_id)
-
-    def told(self) -> Iterator[list[Any]]:
-        """Yield what the supervisor says, until it is gone."""
-        with suppress(OSError), self._link.makefile("r") as lines:
-            yield from map(json.loads, lines)
-
-    def listen(self, runner: Runner, report: Report) -> "Orders":
-        """Return what stops the runner when it should stop."""
-        return Orders(runner, report, self)
 
 
 class Orders(Signals):
@@ -443,7 +398,7 @@ class Orders(Signals):
             if not self.received:
                 super()._take(number, why)
 
-    def _reach(self, level: int, number: int) -> None:
+    def _reach(self, level: int, number: int, why: str | None = None) -> None:
         with self._lock:
             while len(self.received) < level:
-                super()._take(number)
+                super()._take(number, why)

@@ -90,8 +90,8 @@ MUTATIONS = [
     # Workers
     Mutation(WORKERS, '"WHERE worker_id = %s AND state', "\"WHERE %s <> '' AND state"),
     Mutation(WORKERS, " AND state = 'live'"),
-    Mutation(WORKERS, "filter(state=LIVE, backend=backend)", "filter(backend=backend)"),
-    Mutation(WORKERS, "filter(state=LIVE, backend=backend)", "filter(state=LIVE)"),
+    Mutation(WORKERS, ".filter(backend=backend).exclude(pk=worker_id)", ".exclude(pk=worker_id)"),
+    Mutation(WORKERS, ".filter(backend=backend).exclude(pk=worker_id)", ".filter(backend=backend)"),
     Mutation(WORKERS, "state=LIVE, beat=beat)", "state=LIVE)"),
     Mutation(WORKERS, "pk=worker_id, state=LIVE, beat", "pk=worker_id, beat"),
     Mutation(WORKERS, "filter(pk=worker_id, state=LIVE, beat", "filter(state=LIVE, beat"),

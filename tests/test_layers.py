@@ -19,6 +19,8 @@ LEVELS = {
     "policy": 1,
     "indexes": 1,
     "interrupt": 1,
+    "inotify": 1,
+    "leash": 1,
     "options": 2,
     "registry": 2,
     "task": 2,
@@ -42,11 +44,13 @@ LEVELS = {
     "mask": 9,
     "cli": 9,
     "supervisor": 9,
+    "reload": 9,
     "report": 9,
     "testing": 9,
     "apps": 9,
     "management": 10,
     "admin": 10,
+    "contrib": 10,
 }
 
 

@@ -23,7 +23,6 @@ timeout), except inside a transaction of the caller, which only enqueue and the 
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
@@ -101,14 +100,21 @@ _ALIVE = f"EXISTS (SELECT 1 FROM {WORKERS} WHERE worker_id = %s AND state = 'liv
 _DUE = f"status = '{READY}' AND hold = ''"
 
 
-def enqueue(db: str, rows: Sequence[NewTask]) -> None:
-    """Insert the rows as READY, in the caller's transaction if there is one: all, or none."""
+def enqueue(db: str, rows: Sequence[NewTask], hint: tuple[str, str] | None = None) -> bool:
+    """Insert the rows as READY, in the caller's transaction if there is one: all, or none.
+
+    Return whether the hint, a channel and a word for PostgreSQL's NOTIFY, went with them; there
+    may be reasons against it, a transaction among them.
+    """
     connection = connections[db]
     sql, rows = _sql(connection), _adapted(connection, rows)
     batches = list(_batches(rows, lambda row: len(row.args) + len(row.kwargs)))
-    with transaction.atomic(db, savepoint=False) if len(batches) > 1 else nullcontext():
+    if len(batches) == 1:
+        return bool(sql.insert(connection, batches[0], hint))
+    with transaction.atomic(db, savepoint=False):
         for batch in batches:
-            sql.insert(connection, batch)
+            sql.insert(connection, batch, None)
+    return False
 
 
 def claim(

@@ -46,8 +46,8 @@ def is_transient(error: Exception) -> bool:
     return bool(error.args) and error.args[0] in TRANSIENT
 
 
-def insert(connection: Any, rows: Sequence[NewTask]) -> None:
-    """Insert the rows, in one statement; those with a run_after to come are held."""
+def insert(connection: Any, rows: Sequence[NewTask], hint: Any) -> bool:
+    """Insert the rows, in one statement; hold those with a run_after to come. No hint is sent."""
     names = ", ".join(NewTask._fields)
     marks = ", ".join(["%s"] * len(NewTask._fields))
     hold = f"CASE WHEN %s > {now(connection)} THEN 'scheduled' ELSE '' END"
@@ -57,6 +57,7 @@ def insert(connection: Any, rows: Sequence[NewTask]) -> None:
             f"INSERT INTO {TABLE} ({names}, status, hold) VALUES {values}",
             [value for row in rows for value in (*row, row.run_after)],
         )
+    return False
 
 
 def claim(connection: Any, change: Change) -> list[Any]:

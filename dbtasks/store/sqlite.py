@@ -38,8 +38,8 @@ def is_transient(error: Exception) -> bool:
     return "locked" in str(error)
 
 
-def insert(connection: Any, rows: Sequence[NewTask]) -> None:
-    """Insert the rows; those with a run_after to come are held."""
+def insert(connection: Any, rows: Sequence[NewTask], hint: Any) -> bool:
+    """Insert the rows; those with a run_after to come are held. No hint is sent."""
     names = ", ".join(NewTask._fields)
     marks = ", ".join(["%s"] * len(NewTask._fields))
     hold = f"CASE WHEN %s > {now(connection)} THEN 'scheduled' ELSE '' END"
@@ -48,6 +48,7 @@ def insert(connection: Any, rows: Sequence[NewTask]) -> None:
             f"INSERT INTO {TABLE} ({names}, status, hold) VALUES ({marks}, 'READY', {hold})",
             [(*row, row.run_after) for row in rows],
         )
+    return False
 
 
 def claim(connection: Any, change: Change) -> list[Any]:

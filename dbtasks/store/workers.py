@@ -64,9 +64,8 @@ def beat(db: str, worker_id: str) -> bool:
 
 
 def others(db: str, worker_id: str, backend: str) -> list[Worker]:
-    """Return the backend's workers that are thought to be alive, this one aside."""
-    live = Worker.objects.using(db).filter(state=LIVE, backend=backend)
-    return list(live.exclude(pk=worker_id))
+    """Return the backend's workers, live and lost, this one aside."""
+    return list(Worker.objects.using(db).filter(backend=backend).exclude(pk=worker_id))
 
 
 def give_up(db: str, worker_id: str, beat: int) -> bool:

@@ -1,8 +1,10 @@
 """A network that fails when told to: between a runner and the server of the test's database."""
 
+import math
 import selectors
 import socket
 import threading
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,11 +23,21 @@ class Proxy:
         self.url = parts._replace(netloc=f"{user}@127.0.0.1:{port}", query=options).geturl()
         # While set, connections are accepted and bytes arrive, and nothing ever comes of it.
         self.is_hole = threading.Event()
+        # Each connection is like that once so many pieces of the server's words went through it.
+        self.most_replies = math.inf
+        # Seconds for which all bytes are held up.
+        self.delay = 0.0
+        # Counts the cuts: connections of before the last one are at an end.
+        self._cuts = 0
         # Requests that have these in this order are let through, their replies are not.
         self.lose: list[bytes] = []
         self.lost = threading.Event()
         self._closed = False
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """End all connections that there are."""
+        self._cuts += 1
 
     def close(self) -> None:
         """Accept no more connections, and drop those that there are."""
@@ -46,8 +58,8 @@ class Proxy:
             ready = selectors.DefaultSelector()
             for end in ends:
                 ready.register(end, selectors.EVENT_READ)
-            wanted, is_losing = list(self.lose), False
-            while not self._closed:
+            wanted, is_losing, cuts, replies = list(self.lose), False, self._cuts, 0
+            while not self._closed and self._cuts == cuts:
                 for key, _ in ready.select(0.05):
                     try:
                         data = key.fileobj.recv(65536)  # type: ignore[union-attr]
@@ -59,8 +71,10 @@ class Proxy:
                         return
                     if not data:
                         return
-                    if self.is_hole.is_set():
+                    if self.is_hole.is_set() or replies >= self.most_replies:
                         continue
+                    replies += key.fileobj is server
+                    time.sleep(self.delay)
                     ends[key.fileobj].sendall(data)
                     if key.fileobj is client and not self.lost.is_set():
                         wanted = wanted or list(self.lose)

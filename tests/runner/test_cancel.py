@@ -1,6 +1,5 @@
 """Cancelling tasks that run."""
 
-import signal
 from typing import Any
 from unittest import mock
 
@@ -11,7 +10,7 @@ from dbtasks.models import ScheduledTask
 from dbtasks.store import workers
 
 from ..builders import backend
-from ..doors.processes import ProcessTestCase, wait_until
+from ..doors.processes import ProcessTestCase, freeze, wait_until
 from ..store.base import DB, row
 from ..tasks import wait_for_file
 from . import tasks
@@ -200,7 +199,7 @@ class LostTests(ProcessTestCase):
         result = wait_for_file.enqueue(str(self.folder))
         killed = self.start("taskrunner", "-w", 1)
         wait_until((self.folder / "started").exists, "The task")
-        killed.signal(signal.SIGSTOP)
+        freeze(killed.process.pid)
         self.assertTrue(result.cancel())
         killed.kill()
         self.start("taskrunner", "-w", 1).wait_for("Stop with Ctrl-C")

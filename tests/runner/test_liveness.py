@@ -18,8 +18,8 @@ from dbtasks.runner import Runner
 from dbtasks.store import workers
 from dbtasks.testing import RunnerTestCase
 
-from ..doors.processes import Child, ProcessTestCase, database_url, wait_until
-from ..store.base import DB, make_claim, release, vendor
+from ..doors.processes import Child, ProcessTestCase, database_url, freeze, wait_until
+from ..store.base import DB, make_claim, make_task, release, row, vendor
 from ..store.test_workers import register
 from ..tasks import add, die, die_among, stay, wait_for_file
 from . import tasks
@@ -88,7 +88,7 @@ class KilledTests(ProcessTestCase):
         result = wait_for_file.enqueue(str(self.folder))
         frozen = self.runner(timeout=2)
         wait_until((self.folder / "started").exists, "The task")
-        frozen.signal(signal.SIGSTOP)
+        freeze(frozen.process.pid)
         self.addCleanup(frozen.signal, signal.SIGCONT)
         other = self.runner(timeout=2)
         wait_until(lambda: result.refresh() or result.attempts == 2, "The second start")
@@ -318,6 +318,25 @@ class HeartTests(TransactionTestCase):
             workers.beat(DB, "other")
 
         self.assertEqual("live", self.watch(5))
+
+    def test_what_somebody_else_gave_up_is_given_back(self):
+        """Whoever gave the worker up may have ended before it gave back the rows."""
+        register("other")
+        id = make_task()
+        store.claim(DB, "default", "other", 1)
+        workers.give_up(DB, "other", 0)
+        self.watch(0)
+
+        self.assertEqual("READY", row(id).status)
+
+    def test_one_that_is_lost_already_is_not_given_up_again(self):
+        """Its process is gone, and that is no news."""
+        register("other", place=liveness.place(), pid=2**22 + 1, pid_started=1)
+        workers.give_up(DB, "other", 0)
+        with mock.patch.object(workers, "give_up") as give_up:
+            self.watch(0)
+
+        give_up.assert_not_called()
 
     def test_a_suspended_machine_gives_up_nobody(self):
         """After an hour of sleep all have been silent, the observer among them."""

@@ -5,12 +5,13 @@ import threading
 import time
 from typing import Any
 from unittest import mock
+from urllib.parse import urlsplit
 
 from django.db import OperationalError, connection, connections, transaction
 from django.test import TransactionTestCase
 
+from dbtasks import patience, store
 from dbtasks import runner as runner_module
-from dbtasks import store
 from dbtasks.models import ScheduledTask, Worker
 from dbtasks.patience import Within, prompt
 from dbtasks.runner import Runner
@@ -69,6 +70,28 @@ class PatienceTests(TransactionTestCase):
             self.assertIs(own, connection.settings_dict)
 
         self.assertLess(time.monotonic() - began, 10)
+
+    def test_a_network_that_swallows_a_part_of_the_connecting_is_given_up(self):
+        """Whichever of the words before the first statement it is that gets no answer."""
+        proxy = Proxy(database_url())
+        self.addCleanup(proxy.close)
+        parts = urlsplit(proxy.url)
+        own = connection.settings_dict | {"HOST": parts.hostname, "PORT": str(parts.port)}
+        replies = 0
+        with mock.patch.object(patience, "CONNECT_TIMEOUT", 1):
+            while True:
+                proxy.most_replies = replies
+                connection.close()
+                began = time.monotonic()
+                try:
+                    with mock.patch.object(connection, "settings_dict", own), prompt("default", 1):
+                        self.ask("SELECT 1", 0.5)
+                    break
+                except OperationalError:
+                    self.assertLess(time.monotonic() - began, 10, f"after {replies} replies")
+                replies += 1
+
+        self.assertGreater(replies, 1)
 
 
 class HoleTests(ProcessTestCase):
@@ -231,6 +254,32 @@ class BacklogTests(TransactionTestCase):
         result.refresh()
 
         self.assertEqual((3, 1), (result.return_value, result.attempts))
+
+    def test_claims_go_on_as_soon_as_fewer_outcomes_wait(self):
+        """Not at the next poll, which is a long time off where hints arrive."""
+        stored, settle = threading.Event(), store.settle
+
+        def late(db: str, outcomes: Any) -> Any:
+            stored.wait(30)
+            return settle(db, outcomes)
+
+        add.enqueue_many([((n, 0), {}) for n in range(200)])
+        runner = Runner(workers=2, loop_delay=300)
+        with (
+            mock.patch.object(runner_module, "MAX_BACKLOG", 10),
+            mock.patch.object(store, "settle", late),
+        ):
+            thread = threading.Thread(target=runner.run)
+            thread.start()
+            try:
+                until(lambda: runner._finisher and runner._finisher.backlog > 10)
+                until(lambda: runner._pool.idle and not runner._bell.is_set())
+                stored.set()
+                until(lambda: ScheduledTask.objects.finished().count() == 200)
+            finally:
+                stored.set()
+                runner.stop()
+                thread.join()
 
     def test_claims_stop_while_too_many_outcomes_wait(self):
         """More work would only be more to lose; all of it is stored in the end."""

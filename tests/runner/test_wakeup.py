@@ -1,9 +1,14 @@
 """Hints from other processes, and what happens without them."""
 
+import sqlite3
+import sys
+import tempfile
 import threading
 import time
+from contextlib import closing
+from pathlib import Path
 from typing import Any
-from unittest import mock
+from unittest import TestCase, mock, skipUnless
 
 from django.db import connections, transaction
 from django.test import TransactionTestCase
@@ -72,6 +77,74 @@ class HintTests(RunnerTestCase):
         id = make_task(task_path="tests.runner.tasks.add")
 
         until(lambda: row(id).is_finished)
+
+
+class Sleeper:
+    """Counts how often it is woken."""
+
+    worker_id = ""
+
+    def __init__(self) -> None:
+        self.glances = 0
+
+    def glance(self) -> None:
+        self.glances += 1
+
+
+class FileTests(TestCase):
+    """A SQLite file to which another connection writes."""
+
+    def setUp(self) -> None:
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.name = Path(folder, "watched.sqlite3")
+        file = {"ENGINE": "django.db.backends.sqlite3", "NAME": self.name, "OPTIONS": {}}
+        settings = {"watched": connections.settings[DB] | file}
+        self.enterContext(mock.patch.dict(connections.settings, settings))
+        self.sleeper = Sleeper()
+
+    def check(self, mode: str) -> None:
+        """Write ten times, waiting for each to be seen."""
+        with closing(sqlite3.connect(self.name, autocommit=True)) as file:
+            file.execute(f"PRAGMA journal_mode={mode}")
+            file.execute("CREATE TABLE numbers (number integer)")
+            watcher = wakeup.FileWatcher("watched", "default", self.sleeper)
+            self.addCleanup(watcher.stop, 5)
+            until(lambda: watcher.is_healthy)
+            for number in range(10):
+                seen = self.sleeper.glances
+                file.execute("INSERT INTO numbers VALUES (?)", [number])
+                until(lambda seen=seen: self.sleeper.glances > seen)
+
+    @skipUnless(sys.platform == "linux", "only Linux has inotify")
+    def test_a_commit_is_seen_by_the_write_alone(self):
+        """Also one that is over only some time after the write was told of."""
+        for mode in ("WAL", "DELETE"):
+            with self.subTest(mode), mock.patch.object(wakeup, "SILENCE", 300):
+                self.name.unlink(missing_ok=True)
+                self.check(mode)
+
+    @skipUnless(sys.platform == "linux", "only Linux has inotify")
+    def test_a_commit_some_time_after_its_write_is_seen(self):
+        """The first look, at the write, finds nothing new; others follow."""
+        look, seen = wakeup.FileWatcher._look, []
+
+        def late(watcher: wakeup.FileWatcher) -> bool:
+            # Each change of the version is found by the third look after the last one.
+            seen.append(watcher)
+            return len(seen) % 3 == 0 and look(watcher)
+
+        silent = mock.patch.object(wakeup, "SILENCE", 300)
+        with silent, mock.patch.object(wakeup.FileWatcher, "_look", late):
+            self.check("WAL")
+
+    def test_without_inotify_the_file_is_looked_at_all_the_time(self):
+        """As on other systems, and where a user has used up what there is of it."""
+        silent = mock.patch.object(wakeup, "SILENCE", 300)
+        for what in ("__init__", "watch"):
+            spent = mock.patch.object(wakeup.Writes, what, side_effect=OSError("no more"))
+            with self.subTest(what), silent, spent:
+                self.name.unlink(missing_ok=True)
+                self.check("WAL")
 
 
 class PollTests(RunnerTestCase):

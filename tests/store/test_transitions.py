@@ -1,16 +1,19 @@
 """What each transition of the store does, and what its guard keeps it from."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from uuid import uuid4
+from unittest import skipUnless
+from uuid import UUID, uuid4
 
-from django.db import IntegrityError, transaction
-from django.test import TestCase
+from django.db import DatabaseError, IntegrityError, connections, transaction
+from django.test import TestCase, TransactionTestCase
 from django.utils import timezone
 
 from dbtasks import store
-from dbtasks.models import Hold, ScheduledTask
+from dbtasks.models import TABLE, Hold, ScheduledTask
 
-from .base import DB, ids, make_claim, make_task, outcome, release, row
+from .base import DB, ids, make_claim, make_task, outcome, release, row, vendor
 
 
 class EnqueueTests(TestCase):
@@ -62,6 +65,88 @@ class EnqueueTests(TestCase):
             store.enqueue(DB, [*good, good[0]])
 
         self.assertEqual(0, ScheduledTask.objects.count())
+
+
+@skipUnless(vendor() == "postgresql", "only PostgreSQL takes a hint with the rows")
+class HintTests(TransactionTestCase):
+    """A NOTIFY in one message with the INSERT, and what of the two may fail."""
+
+    def enqueue(self, id: UUID, word: str = "default", count: int = 1) -> bool:
+        """Enqueue a row of that id, and others, with a hint."""
+        ids = [id, *(uuid4() for _ in range(count - 1))]
+        values = ("a.b", "default", "q", 0, "[]", "{}", None, timezone.now(), None)
+        rows = [store.NewTask(store.key(DB, id), *values) for id in ids]
+        return store.enqueue(DB, rows, ("dbtasks", word))
+
+    def is_usable(self) -> bool:
+        """Tell whether the connection does what it should, outside of a transaction."""
+        with connections[DB].cursor() as cursor:
+            cursor.execute("SELECT pg_current_xact_id_if_assigned()")
+            return connections[DB].get_autocommit() and cursor.fetchone() == (None,)
+
+    def test_goes_with_the_rows(self):
+        """One row or many: they are committed when the hint is heard."""
+        with listening() as heard:
+            for count in (1, 3):
+                self.assertTrue(self.enqueue(uuid4(), f"word {count}", count))
+                self.assertEqual(f"word {count}", heard())
+
+        self.assertEqual(4, ScheduledTask.objects.count())
+        self.assertTrue(self.is_usable())
+
+    def test_is_not_sent_in_a_transaction_of_the_caller(self):
+        """There the rows are not committed, and NOTIFY would hold others back."""
+        with transaction.atomic(DB):
+            self.assertFalse(self.enqueue(uuid4()))
+            transaction.set_rollback(True, DB)
+
+        self.assertEqual(0, ScheduledTask.objects.count())
+
+    def test_a_hint_that_fails_fails_nothing_else(self):
+        """The row is committed by then, and the caller is not told otherwise."""
+        self.assertFalse(self.enqueue(id := uuid4(), "more than NOTIFY takes" * 1000))
+
+        self.assertEqual("READY", row(id).status)
+        self.assertTrue(self.is_usable())
+
+    def test_a_row_that_fails_leaves_no_transaction_behind(self):
+        """The connection is as usable as after any other failed statement."""
+        self.enqueue(id := uuid4())
+        with listening() as heard:
+            with self.assertRaises(IntegrityError):
+                self.enqueue(id, "too early")
+            self.assertTrue(self.is_usable())
+            self.enqueue(uuid4(), "now")
+
+            self.assertEqual("now", heard())
+
+    def test_a_commit_that_fails_is_not_taken_for_the_hint(self):
+        """Constraints of the project may be checked as late as that."""
+        with connections[DB].cursor() as cursor:
+            cursor.execute(
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN RAISE EXCEPTION 'not today'; END $$; "
+                f"CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON {TABLE} DEFERRABLE "
+                "INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()"
+            )
+        try:
+            with self.assertRaisesMessage(DatabaseError, "not today"):
+                self.enqueue(uuid4())
+            self.assertTrue(self.is_usable())
+        finally:
+            with connections[DB].cursor() as cursor:
+                cursor.execute("DROP FUNCTION refuse CASCADE")
+
+        self.assertEqual(0, ScheduledTask.objects.count())
+
+
+@contextmanager
+def listening() -> Iterator[Callable[[], str]]:
+    """Listen as another process; yield what returns the next word."""
+    wrapper = connections[DB]
+    with wrapper.Database.connect(**wrapper.get_connection_params(), autocommit=True) as other:
+        other.execute("LISTEN dbtasks")
+        yield lambda: next(note.payload for note in other.notifies(timeout=10, stop_after=1))
 
 
 class ClaimTests(TestCase):

@@ -64,14 +64,15 @@ class WorkerTests(TestCase):
         self.assertEqual([], store.claim(DB, "default", "w1", 10, ["default"], registered=True))
         self.assertEqual(1, len(store.claim(DB, "default", register("w2"), 10, registered=True)))
 
-    def test_one_sees_the_others_that_live(self):
-        """Neither itself nor those that are lost or gone."""
+    def test_one_sees_the_others(self):
+        """Those that live and those that are lost: neither itself nor one that has left."""
         for name in ("me", "live", "lost", "gone"):
             register(name)
         workers.give_up(DB, "lost", 0)
         workers.leave(DB, "gone")
 
-        self.assertEqual(["live"], [other.pk for other in workers.others(DB, "me", "default")])
+        others = {other.pk: other.state for other in workers.others(DB, "me", "default")}
+        self.assertEqual({"live": "live", "lost": "lost"}, others)
 
     def test_one_sees_workers_of_its_own_backend(self):
         """Each backend's runners look after their own."""

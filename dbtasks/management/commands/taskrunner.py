@@ -1,21 +1,24 @@
 """``manage.py taskrunner``: run tasks in this process until stopped."""
 
 import os
-from argparse import RawDescriptionHelpFormatter
+from functools import partial
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from ... import checks, cli
+from ... import checks, cli, registry
 from ...exceptions import RunnerError
+from ...leash import Leash
+from ...reload import Reloader, watch
 from ...report import Report, Screen, banner, log_output
 from ...runner import Runner
-from ...supervisor import Leash, Supervisor, command_line
+from ...supervisor import Orders, Supervisor, alike, command_line
 
 SIGNALS = """\
 Signals: the first SIGTERM or SIGINT (Ctrl-C) gives back what has not started and waits --grace
-seconds for what runs; the second leaves now.
+seconds for what runs; the second leaves now. SIGHUP counts as SIGTERM, unless under nohup. SIGQUIT
+(Ctrl-\\) prints where each thread is.
 
 Exit codes: 0 stopped as asked, or drained; 1 could not start; 2 wrong flag; 3 --drain, and a task
 failed; 5 grace ran out, running tasks were given back; 6 too many threads hang in tasks that were
@@ -24,7 +27,10 @@ n.
 
 With --processes the signals reach all of them through the first, once each; --workers, --max-tasks
 and --drain count in each. One that dies is replaced, after a pause if it dies again soon. The exit
-code is the worst of theirs: 128 + n, then 5, then 3, then 0; or 1 if one could never start."""
+code is the worst of theirs: 128 + n, then 5, then 3, then 0; or 1 if one could never start.
+
+With --reload the runner is a process of its own, that stops in its --grace and starts anew when a
+file changes; one that cannot start, for a mistake in the code, waits for the next change."""
 
 
 class Command(BaseCommand):
@@ -34,7 +40,7 @@ class Command(BaseCommand):
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         parser = super().create_parser(prog_name, subcommand, epilog=SIGNALS, **kwargs)
-        parser.formatter_class = _formatter(parser.formatter_class)
+        parser.formatter_class = cli.formatter(parser.formatter_class)
         return parser
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -97,6 +103,11 @@ class Command(BaseCommand):
             help="Stop after so many tasks (default: go on).",
         )
         parser.add_argument(
+            "--reload",
+            action="store_true",
+            help="Start anew, after --grace at most, whenever code or a template changes.",
+        )
+        parser.add_argument(
             "--json",
             action="store_true",
             dest="as_json",
@@ -118,8 +129,11 @@ class Command(BaseCommand):
         backend = cli.one_backend(options["backend"])
         cli.check_queues(backend, options["queues"])
         cli.check_database(backend.database)
+        # Elsewhere the tasks of other modules still run; here somebody is about to mend these.
+        if leash and options["reload"] and (failed := registry.discover()):
+            raise CommandError(" ".join(failed))
         verbosity, as_json = options["verbosity"], options["as_json"]
-        process = leash.number if leash else None
+        process = leash.number if leash and options["processes"] > 1 else None
         screen = Screen(self.stderr, f"#{process} " if process and not as_json else "")
         style = self.style if screen.isatty() else None
         report = Report(
@@ -134,9 +148,10 @@ class Command(BaseCommand):
             try:
                 if leash is not None:
                     text = f"Worker {{worker_id}} started, pid {os.getpid()}."
-                    code = cli.run(runner, report, text, leash.listen)
-                elif (count := options["processes"]) > 1:
-                    code = _supervise(count, runner, report, banner(runner, backend, count), called)
+                    code = cli.run(runner, report, text, partial(Orders, leash=leash))
+                elif options["processes"] > 1 or options["reload"]:
+                    text = banner(runner, backend, options["processes"])
+                    code = _supervise(options, runner, report, text, called)
                 else:
                     code = cli.run(runner, report, banner(runner, backend))
             except (ImproperlyConfigured, RunnerError) as error:
@@ -155,17 +170,28 @@ def _leash() -> Leash | None:
         raise CommandError(str(error)) from error
 
 
-def _supervise(count: int, runner: Runner, report: Report, text: str, called: bool) -> int:
-    """Run so many processes like this runner; return their exit code."""
+def _supervise(
+    options: dict[str, Any], runner: Runner, report: Report, text: str, called: bool
+) -> int:
+    """Run processes like this runner; return their exit code."""
     if not called:
         raise CommandError(
-            "--processes starts its command line once more for each process, and call_command() "
-            "has none. Run 'manage.py taskrunner --processes N', or leave it out."
+            "--processes and --reload start their command line once more for each process, and "
+            "call_command() has none. Run 'manage.py taskrunner', or leave them out."
+        )
+    ends = runner.drain or runner.max_tasks is not None
+    if ends and options["reload"]:
+        raise CommandError(
+            "--reload waits for changes for ever. Leave out --drain and --max-tasks, or --reload."
         )
     # Processes live long, and this one needs the database no more.
     cli.disconnect()
-    ends = runner.drain or runner.max_tasks is not None
-    supervisor = Supervisor(count, command_line(), grace=runner.grace, ends=ends, say=report.say)
+    children = alike(options["processes"], command_line())
+    supervisor: Supervisor
+    if options["reload"]:
+        supervisor = Reloader(children, watch, grace=runner.grace, say=report.say)
+    else:
+        supervisor = Supervisor(children, grace=runner.grace, ends=ends, say=report.say)
     return supervisor.run(text)
 
 
@@ -174,7 +200,7 @@ def _runner(report: Report, options: dict[str, Any], leash: Leash | None) -> Run
     try:
         return Runner(
             options["workers"],
-            leash.name(name) if leash else name,
+            leash.name(name) if leash and options["processes"] > 1 else name,
             options["backend"],
             options["delay"],
             options["init_periodic"],
@@ -187,8 +213,3 @@ def _runner(report: Report, options: dict[str, Any], leash: Leash | None) -> Run
         )
     except ValueError as error:
         raise CommandError(str(error)) from error
-
-
-def _formatter(base: Any) -> Any:
-    """Return the class with which help keeps the lines of its epilog as they are."""
-    return type("HelpFormatter", (base, RawDescriptionHelpFormatter), {})
