@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from django.utils.csp import CSP
+
 from demo.databases import database, sqlite_url
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -20,11 +22,13 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "dbtasks",
+    "dbtasks.contrib.serve",
     "demo",
 ]
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
+    "django.middleware.csp.ContentSecurityPolicyMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -46,6 +50,20 @@ TEMPLATES = [
         },
     },
 ]
+
+# No script or style but those in files of this site.
+SECURE_CSP = {
+    "default-src": [CSP.NONE],
+    "connect-src": [CSP.SELF],
+    "font-src": [CSP.SELF],
+    # Django's admin has small images inside of its style sheets.
+    "img-src": [CSP.SELF, "data:"],
+    "script-src": [CSP.SELF],
+    "style-src": [CSP.SELF],
+    "base-uri": [CSP.NONE],
+    "form-action": [CSP.SELF],
+    "frame-ancestors": [CSP.NONE],
+}
 
 ROOT_URLCONF = "demo.urls"
 WSGI_APPLICATION = "demo.wsgi.application"

@@ -1,14 +1,16 @@
-"""The demo's one task: measure a file."""
+"""The demo's tasks: measuring a file, and those that a visitor of the page may start."""
 
+import asyncio
 import hashlib
 import os
 import stat
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from django.tasks import task
+from dbtasks import TaskContext, task
 
 # Read at a time: files may be larger than memory.
 BLOCK = 1 << 20
@@ -70,3 +72,39 @@ def _measure(blocks: Any) -> dict[str, Any]:
         "lines": lines + (last != b"\n") if is_text else None,
         "words": words if is_text else None,
     }
+
+
+# Of the page
+
+
+@task
+def greet(text: str) -> str:
+    """Return a greeting: quick."""
+    return f"Hello, {text}!"
+
+
+# Seconds that a nap takes.
+NAP = 8.0
+
+
+@task(takes_context=True, timeout="1m")
+def nap(context: TaskContext, text: str) -> str:
+    """Sleep a while, in small pieces: slow, but ready to stop when it is cancelled."""
+    end = time.monotonic() + NAP
+    while time.monotonic() < end:
+        context.check()
+        time.sleep(0.05)
+    return f"{text} slept for {NAP:.0f} s."
+
+
+@task(max_attempts=3, backoff=[1, 2])
+def stumble(text: str) -> None:
+    """Fail, each of three times."""
+    raise RuntimeError(f"{text} stumbled.")
+
+
+@task
+async def chat(text: str) -> str:
+    """Wait for a thousand things at once, on the event loop."""
+    await asyncio.gather(*(asyncio.sleep(2) for _ in range(1000)))
+    return f"{text} talked to 1,000 others at once."

@@ -2,30 +2,33 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from django.conf import settings
-from django.db import connection
+from django.db import connections
 from django.test import TransactionTestCase, tag
 
 from demo.databases import sqlite_url
 
 ROOT = Path(__file__).resolve().parents[2]
+MANAGE = (sys.executable, ROOT / "manage.py")
 # Seconds after which a test gives up waiting: a machine may be slow.
 PATIENCE = 30
 
 
-def database_url() -> str:
-    """Return the URL of the test database, which is not the one in the settings."""
+def database_url(alias: str = "default") -> str:
+    """Return the URL of a test database, which is not the one in the settings."""
+    connection = connections[alias]
     name = str(connection.settings_dict["NAME"])
     if connection.vendor == "sqlite":
         return sqlite_url(Path(name))
@@ -41,13 +44,47 @@ def wait_until(condition: Callable[[], Any], what: str) -> None:
         time.sleep(0.01)
 
 
-class Child:
-    """A ``manage.py`` command that runs beside the test."""
+def freeze(pid: int) -> None:
+    """Let a process stand still, but not while it has the lock of a SQLite file.
 
-    def __init__(self, *arguments: Any, environment: dict[str, str]) -> None:
+    Nobody else could write to that, and so nobody could help.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    while not all(map(_is_free, connections.all())):
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.01)
+        os.kill(pid, signal.SIGSTOP)
+
+
+def _is_free(connection: Any) -> bool:
+    """Tell whether the database, if it is a file, can be written to within a second."""
+    if connection.vendor != "sqlite":
+        return True
+    with closing(sqlite3.connect(connection.settings_dict["NAME"], timeout=1)) as file:
+        try:
+            file.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+    return True
+
+
+class Child:
+    """A command, of ``manage.py`` unless told, that runs beside the test."""
+
+    def __init__(
+        self,
+        *arguments: Any,
+        environment: dict[str, str],
+        program: Sequence[Any] = MANAGE,
+        folder: Path | None = None,
+    ) -> None:
+        # What is empty is not set: compiled modules are kept, for all the processes to come.
+        usual = {"PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": ""}
+        everything = os.environ | usual | environment
         self.process = subprocess.Popen(
-            [sys.executable, ROOT / "manage.py", *map(str, arguments)],
-            env=os.environ | {"PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"} | environment,
+            [*map(str, program), *map(str, arguments)],
+            cwd=folder,
+            env={name: value for name, value in everything.items() if value},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -87,6 +124,10 @@ class Child:
     def signal(self, number: int) -> None:
         """Send it that signal."""
         self.process.send_signal(number)
+
+    def signal_group(self, number: int) -> None:
+        """Send that signal to it and to all that it has started, as a terminal does."""
+        os.killpg(self.process.pid, number)
 
     def end(self) -> int:
         """Return its exit code once it has ended and all that it said is here."""

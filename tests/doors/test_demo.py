@@ -73,7 +73,7 @@ class DemoTests(ProcessTestCase):
             "Slowest files",
             "Failed files (1)",
             "FileNotFoundError: [Errno 2] No such file or directory",
-            "uv run manage.py runserver",
+            "uv run manage.py serve -k",
         ):
             self.assertIn(text, child.stdout)
         self.assertNotIn("\x1b", child.said)

@@ -21,7 +21,7 @@ from dbtasks.ticker import Ticker
 from ..builders import backend
 from ..runner.test_periodic import REMEMBER, TELL, fired, overdue, schedules
 from ..store.base import DB
-from .processes import Child, ProcessTestCase, wait_until
+from .processes import Child, ProcessTestCase, freeze, wait_until
 
 SECOND = timedelta(seconds=1)
 
@@ -86,7 +86,7 @@ class ProcessesTests(ProcessTestCase):
         """Of all that it has missed the latest is run."""
         child = self.runner(tell_tick={"spec": "1s"})
         self.wait_for_ticks(2)
-        child.signal(signal.SIGSTOP)
+        freeze(child.process.pid)
         self.addCleanup(child.signal, signal.SIGCONT)
         before = fired()[-1]
         # What is waited for is time itself.

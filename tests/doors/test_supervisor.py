@@ -17,8 +17,9 @@ from django.test import SimpleTestCase
 
 from dbtasks import liveness
 from dbtasks.exceptions import RunnerError
+from dbtasks.leash import ENVIRONMENT, Leash
 from dbtasks.models import ScheduledTask, Worker
-from dbtasks.supervisor import ENVIRONMENT, Backoff, Leash, Supervisor, command_line, worst
+from dbtasks.supervisor import Backoff, Supervisor, alike, command_line, worst
 
 from ..tasks import add, fail, wait_for_file
 from .processes import ROOT, Child, ProcessTestCase, database_url, wait_until
@@ -89,8 +90,7 @@ class LivesTests(SimpleTestCase):
     def supervise(self, script: str, count: int = 1, ends: bool = True) -> int:
         """Return the exit code of a supervisor whose processes run the script."""
         return Supervisor(
-            count,
-            [sys.executable, "-S", "-E", "-c", PROLOGUE + script, self.folder],
+            alike(count, [sys.executable, "-S", "-E", "-c", PROLOGUE + script, self.folder]),
             grace=1.0,
             ends=ends,
             say=lambda text, **fields: self.said.append({"text": text, **fields}),

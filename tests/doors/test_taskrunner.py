@@ -135,6 +135,18 @@ class SignalTests(ProcessTestCase):
         self.assertIn("SIGINT: leaving now", child.stderr)
         self.assertEqual({"READY": 4}, statuses())
 
+    def test_where_each_thread_is(self):
+        """SIGQUIT shows the line of the running task, and the runner goes on."""
+        child = self.start_busy()
+
+        child.signal(signal.SIGQUIT)
+        child.wait_for("in wait_for_file")
+        (self.folder / "go").touch()
+        wait_until(lambda: statuses() == {"SUCCESSFUL": 4}, "The end of all tasks")
+        child.signal(signal.SIGTERM)
+
+        self.assertEqual(0, child.end(), child.stderr)
+
     def test_grace_runs_out(self):
         """A task that takes longer than the grace is given back; the exit code is 5."""
         child = self.start_busy("--grace", "0.2")

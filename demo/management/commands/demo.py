@@ -216,7 +216,7 @@ class Command(BaseCommand):
         self.stdout.write(
             f"\nLook further{same}:\n"
             "  uv run manage.py createsuperuser\n"
-            "  uv run manage.py runserver        then open http://127.0.0.1:8000/admin/dbtasks/\n"
+            "  uv run manage.py serve -k         then open http://127.0.0.1:8000/\n"
             "  uv run manage.py taskrunner       runs what else is enqueued, until Ctrl-C"
         )
 

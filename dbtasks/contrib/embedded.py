@@ -1,0 +1,281 @@
+"""A runner inside of a process that belongs to another server.
+
+Owns how it is configured there, by environment variables, and that one process of a machine has it
+at a time. Never ends the process: that is the server's to do.
+"""
+
+import fcntl
+import logging
+import math
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import CommandError
+from django.db import connections
+
+from .. import checks, cli
+from ..cli import Signals
+from ..exceptions import RunnerError
+from ..report import Report, Screen, banner, log_output, plural, span
+from ..runner import Runner
+
+logger = logging.getLogger("dbtasks.runner")
+
+# Seconds between two looks whether the runner's place is free, and before a runner that could not
+# start is tried again.
+LOOK, PAUSE = 1.0, 10.0
+# Seconds that a runner may take to stop after its grace.
+MARGIN = 5.0
+# Seconds in which a signal is the same as the one before: a terminal or systemd sends it to all
+# processes, and their master passes it on.
+SAME = 1.0
+
+_SWITCH = {"1": True, "true": True, "yes": True, "on": True}
+_SWITCH |= {"0": False, "false": False, "no": False, "off": False}
+
+
+def _switch(text: str) -> bool:
+    try:
+        return _SWITCH[text.strip().lower()]
+    except KeyError:
+        raise ArgumentTypeError(f"{text!r} is neither on nor off. Use 'on' or 'off'.") from None
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+# What each environment variable is to the runner, and how its text is read.
+VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "DBTASKS_WORKERS": ("workers", cli.whole("number of threads", 1, 1000)),
+    "DBTASKS_QUEUES": ("queues", _names),
+    "DBTASKS_BACKEND": ("backend", str),
+    "DBTASKS_WORKER_ID": ("worker_id", cli.worker_name),
+    "DBTASKS_DELAY": ("loop_delay", cli.seconds("delay", 0.01, 3600)),
+    "DBTASKS_PERIODIC": ("init_periodic", _switch),
+    "DBTASKS_GRACE": ("grace", cli.seconds("time of grace", 0, 86_400)),
+}
+
+
+def configured(**defaults: Any) -> dict[str, Any]:
+    """Return the arguments for a Runner: the environment's, then `defaults`, then taskrunner's.
+
+    Raise ImproperlyConfigured if a variable has no such value.
+    """
+    found: dict[str, Any] = {"workers": checks.default_workers()} | defaults
+    for variable, (name, read) in VARIABLES.items():
+        if text := os.environ.get(variable):
+            found[name] = _read(variable, text, read)
+    return found
+
+
+def _read(variable: str, text: str, read: Callable[[str], Any]) -> Any:
+    try:
+        return read(text)
+    except ArgumentTypeError as error:
+        raise ImproperlyConfigured(f"{variable} in the environment: {error}") from None
+
+
+def is_wanted() -> bool:
+    """Tell whether servers may start a runner beside their own work: DBTASKS_RUNNER says off."""
+    return bool(_read("DBTASKS_RUNNER", os.environ.get("DBTASKS_RUNNER") or "on", _switch))
+
+
+def make_runner(options: dict[str, Any], report: Report | None = None) -> Runner:
+    """Return the runner of these arguments.
+
+    Raise CommandError if there can be none: wrong values, no such backend or queues.
+    """
+    try:
+        runner = Runner(**options, report=report)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    cli.check_queues(cli.one_backend(runner.backend), runner.queues)
+    return runner
+
+
+def run(
+    options: dict[str, Any],
+    place: str,
+    started: Callable[[Runner], None] = lambda runner: None,
+    **listen: Any,
+) -> tuple[Runner, int]:
+    """Run a runner until it ends; return it with the exit code it would have as a command.
+
+    `started` is called with it before. It tells on standard output and error what taskrunner
+    tells, with `place` for where it is, as much as DBTASKS_VERBOSITY says. Raise CommandError,
+    ImproperlyConfigured or RunnerError if it cannot start.
+    """
+    levels = cli.whole("verbosity", 0, 3)
+    verbosity = _read("DBTASKS_VERBOSITY", os.environ.get("DBTASKS_VERBOSITY") or "1", levels)
+    screen = Screen(sys.stderr)
+    report = Report(sys.stdout, screen, verbosity=verbosity)
+    try:
+        runner = make_runner(options, report)
+        started(runner)
+        backend = cli.ready_backend(runner.backend)
+        if warning := cli.small_pool(backend.database, runner.workers):
+            report.say(warning)
+        with log_output(screen, verbosity):
+            text = banner(runner, backend, stop=f"Runs in {place}, pid {os.getpid()}.")
+            return runner, cli.run(runner, report, text, **listen)
+    finally:
+        connections.close_all()
+
+
+class MasterSignals(Signals):
+    """The signals of a process that is stopped by its master."""
+
+    _last = 0.0
+
+    def wanted(self) -> list[signal.Signals]:
+        # To stop, and to reload, also under nohup.
+        return [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+    def _take(self, number: int, why: str | None = None) -> None:
+        now = time.monotonic()
+        is_same, self._last = bool(self.received) and now - self._last < SAME, now
+        if not is_same:
+            super()._take(number, why)
+
+
+# One runner of a machine
+
+
+def lock_path(backend: str) -> Path:
+    """Return the file whose lock the one runner holds: DBTASKS_LOCK, or one for each project.
+
+    Without it, in the folder for temporary files, named after user, settings and backend.
+    """
+    if chosen := os.environ.get("DBTASKS_LOCK"):
+        return Path(chosen)
+    from django.conf import settings
+
+    key = [settings.SETTINGS_MODULE, getattr(settings, "BASE_DIR", os.getcwd()), backend]
+    digest = sha256("\0".join(map(str, key)).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir(), f"dbtasks-{os.geteuid()}-{digest}.lock")
+
+
+# Locks that this process has: to itself the operating system would give them again, and take them
+# away as soon as any descriptor of the file is closed.
+_held: set[Path] = set()
+_guard = threading.Lock()
+
+
+@contextmanager
+def only_one(path: Path) -> Iterator[bool]:
+    """Hold the lock of that file while the block runs; yield whether it was free.
+
+    It is gone with the process, however that ends, and processes forked from it do not have it.
+    Raise RunnerError if there can be no such file.
+    """
+    fd = _take(path)
+    try:
+        yield fd is not None
+    finally:
+        if fd is not None:
+            with _guard:
+                os.close(fd)
+                _held.discard(path)
+
+
+def _take(path: Path) -> int | None:
+    """Return the descriptor that has the lock, None if another has it."""
+    with _guard:
+        if path in _held:
+            return None
+        try:
+            # Others may write to that folder: no link is followed, and nothing is waited for.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = os.open(path, flags, 0o600)
+        except OSError as error:
+            raise RunnerError(
+                f"The lock file {str(path)!r} cannot be opened: {error.strerror}. Set DBTASKS_LOCK "
+                "to a file that this user may write."
+            ) from error
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            return None
+        _held.add(path)
+        return fd
+
+
+class Embedded:
+    """A runner in a thread of this process, for as long as no other process of the machine has one.
+
+    If the one that has it ends, another takes over within about a second. A runner that could not
+    start, or had to stop, is started again after ten.
+    """
+
+    def __init__(self, place: str, most_grace: float = math.inf, **defaults: Any) -> None:
+        """Raise ImproperlyConfigured or CommandError at once if no such runner can be.
+
+        The server waits no longer than `most_grace` seconds.
+        """
+        self._place, self._options = place, configured(**{"grace": 30.0} | defaults)
+        self._options["grace"] = min(self._options["grace"], most_grace)
+        make_runner(self._options)
+        self._path = lock_path(self._options.get("backend", "default"))
+        self._stopping, self._lock = threading.Event(), threading.Lock()
+        self._runner: Runner | None = None
+        self._thread = threading.Thread(target=self._work, name="dbtasks-embedded", daemon=True)
+
+    def start(self) -> None:
+        """Run from now on; return at once."""
+        self._thread.start()
+
+    def ask(self, hurry: bool = False) -> None:
+        """Ask the runner to stop, in a hurry without waiting for running tasks; return at once."""
+        with self._lock:
+            is_first = not self._stopping.is_set()
+            self._stopping.set()
+            if self._runner is None or not (is_first or hurry):
+                return
+            if is_first and (running := self._runner.running):
+                count, grace = plural(running, "running task"), span(self._runner.grace)
+                logger.info("The server stops: waiting for %s, %s at most", count, grace)
+            self._runner.stop()
+
+    def stop(self) -> None:
+        """Let running tasks finish within the grace, give back the others, and end."""
+        self.ask()
+        self._thread.join(self._options["grace"] + MARGIN)
+        if self._thread.is_alive():
+            self.ask(hurry=True)
+            self._thread.join(MARGIN)
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            pause = PAUSE
+            try:
+                with only_one(self._path) as is_ours:
+                    if is_ours:
+                        run(self._options, self._place, self._started)
+                    else:
+                        pause = LOOK
+            except (CommandError, ImproperlyConfigured, RunnerError) as error:
+                logger.error("No runner in %s, trying again in %d s: %s", self._place, PAUSE, error)
+            except Exception:  # whatever a driver raises; the web server must not notice
+                logger.exception("The runner in %s ended; another starts soon", self._place)
+            with self._lock:
+                self._runner = None
+            self._stopping.wait(pause)
+
+    def _started(self, runner: Runner) -> None:
+        with self._lock:
+            self._runner = runner
+            if self._stopping.is_set():
+                runner.stop()

@@ -1,0 +1,105 @@
+"""Where the site listens: the words of a command line, and the environment, become an address.
+
+Owns how an address may be written, and whether it is free. Never keeps a socket open.
+"""
+
+import os
+import re
+import socket
+import stat
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+# As runserver takes it: PORT, or HOST:PORT with an IPv6 host in brackets.
+ADDRPORT = re.compile(r"^(?:(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):)?(?P<port>\d+)$")
+# Hosts in short.
+SHORT = {"0": "0.0.0.0"}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A host and port, or the path of a Unix socket."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    uds: str | None = None
+
+    def __str__(self) -> str:
+        if self.uds:
+            return f"unix:{self.uds}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}/"
+
+    def connect(self) -> socket.socket:
+        """Return a connection to whoever listens there; raise OSError if nobody does."""
+        if self.uds:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(1)
+            try:
+                connection.connect(self.uds)
+            except OSError:
+                connection.close()
+                raise
+            return connection
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+        return socket.create_connection((everywhere.get(self.host, self.host), self.port), 1)
+
+    def trouble(self) -> str | None:
+        """Return a sentence if one cannot listen there, else None."""
+        if self.uds:
+            return self._trouble_with_file(Path(self.uds))
+        # Servers of one user may share a port, each getting some of the requests; this one does
+        # not ask to, and so sees them.
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        try:
+            with socket.socket(family) as trial:
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                trial.bind((self.host, self.port))
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or error
+            return f"Cannot listen at {self}: {why}. Choose another address or port."
+        return None
+
+    def _trouble_with_file(self, path: Path) -> str | None:
+        try:
+            if not stat.S_ISSOCK(path.lstat().st_mode):
+                return f"{path} is there, and is no socket. Choose another path."
+        except FileNotFoundError:
+            if not os.access(path.parent, os.W_OK):
+                return f"No socket can be made in {path.parent}. Choose another folder."
+            return None
+        try:
+            with closing(self.connect()):
+                return f"Somebody listens at {path} already. Choose another path."
+        except OSError:
+            # Left behind by a server that was killed.
+            path.unlink()
+            return None
+
+
+def parse(addrport: str, environment: Mapping[str, str]) -> Address:
+    """Return the address that those words mean; what they leave open the environment says.
+
+    GRANIAN_HOST, GRANIAN_PORT and GRANIAN_UDS, else PORT, which means all interfaces, as hosts of
+    containers expect. Raise ValueError, with a sentence, if something is no address.
+    """
+    host, port = environment.get("GRANIAN_HOST"), environment.get("GRANIAN_PORT")
+    uds = None if addrport else environment.get("GRANIAN_UDS")
+    if port is None and (port := environment.get("PORT")) is not None:
+        host = host or "0.0.0.0"
+    if addrport:
+        found = ADDRPORT.match(addrport)
+        if found is None:
+            raise ValueError(f"{addrport!r} is no address. Write PORT or HOST:PORT, as 0:8000.")
+        host, port = found["host"] or host, found["port"]
+    return make(host or "127.0.0.1", port or "8000", uds)
+
+
+def make(host: str, port: str | int, uds: str | None = None) -> Address:
+    """Return the address; raise ValueError, with a sentence, if the port is none."""
+    if not str(port).isdecimal() or not 1 <= int(port) <= 65535:
+        raise ValueError(f"{str(port)!r} is no port. Write a number from 1 to 65535.")
+    host = SHORT.get(host, host.strip("[]"))
+    return Address(host, int(port), uds)

@@ -1,0 +1,4 @@
+"""The app's part of ``manage.py``.
+
+Owns nothing itself. Never imported by other code.
+"""

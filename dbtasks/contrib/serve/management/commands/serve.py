@@ -1,0 +1,310 @@
+"""``manage.py serve``: the site on Granian, a task runner beside it, reload of both."""
+
+import os
+import sys
+from argparse import ArgumentTypeError, BooleanOptionalAction
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings
+from django.core.management.base import (
+    BaseCommand,
+    CommandError,
+    CommandParser,
+    SystemCheckError,
+)
+
+from ..... import checks, cli
+from .....exceptions import RunnerError
+from .....reload import Reloader
+from .....report import plural
+from .....supervisor import Child, Supervisor, command_line
+from ... import address as addresses
+from ...web import WebOptions
+
+NOTES = """\
+Signals: the first SIGTERM, SIGINT (Ctrl-C) or SIGHUP stops web server and runner side by side:
+requests and tasks that are in hand may end within --grace (requests within a second, with -r). The
+second ends them at once; tasks are started again by whoever runs next.
+
+Environment: GRANIAN_HOST, GRANIAN_PORT or PORT, GRANIAN_UDS, GRANIAN_WORKERS or WEB_CONCURRENCY,
+GRANIAN_BLOCKING_THREADS, GRANIAN_LOG_ACCESS_ENABLED, GRANIAN_LOG_LEVEL, GRANIAN_BACKLOG,
+GRANIAN_BACKPRESSURE, GRANIAN_URL_PATH_PREFIX, GRANIAN_SSL_CERTIFICATE, GRANIAN_SSL_KEYFILE,
+GRANIAN_WORKERS_LIFETIME. Flags count more."""
+
+# What else of Granian's environment is passed on: the argument, and how its text is read.
+GRANIAN: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "GRANIAN_BACKLOG": ("backlog", int),
+    "GRANIAN_BACKPRESSURE": ("backpressure", int),
+    "GRANIAN_URL_PATH_PREFIX": ("url_path_prefix", str),
+    "GRANIAN_WORKERS_LIFETIME": ("workers_lifetime", int),
+}
+FILES = {"GRANIAN_SSL_CERTIFICATE": "ssl_cert", "GRANIAN_SSL_KEYFILE": "ssl_key"}
+# Threads of a worker, for WSGI. Of more than that Granian says, at each start, that it is much.
+THREADS = min(8, 2 * (os.cpu_count() or 1) + 1)
+LEVELS = ("critical", "error", "warning", "info", "debug", "notset")
+
+
+class Command(BaseCommand):
+    """Look after a web server and a runner, each a process of its own."""
+
+    help = "Runs the site on Granian, with -k a task runner beside it, with -r anew at each change."
+    # Run below: while code is written, a mistake is shown and keeps nobody from mending it.
+    requires_system_checks: Any = []
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        parser = super().create_parser(prog_name, subcommand, epilog=NOTES, **kwargs)
+        parser.formatter_class = cli.formatter(parser.formatter_class)
+        return parser
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "addrport",
+            nargs="?",
+            default="",
+            help="PORT or HOST:PORT (default: 127.0.0.1:8000). It stands before -k and -r.",
+        )
+        _add_web(parser)
+        _add_runner(parser)
+
+    def handle(self, **options: Any) -> None:
+        if find_spec("granian") is None:
+            raise CommandError(
+                "serve needs Granian, which is not installed. Run: pip install 'dbtasks[serve]'"
+            )
+        web = _web_options(options)
+        if trouble := web.address.trouble():
+            raise CommandError(trouble)
+        folders = _folders(options["reload"])
+        self._check(is_fatal=folders is None)
+        children = [Child(1, "The web server", _web_command(web), reloads=web.reload)]
+        if options["tasks"]:
+            children.append(Child(2, "The task runner", _runner_command(options)))
+        # The processes have their own.
+        cli.disconnect()
+        try:
+            code = self._supervisor(children, folders, options).run(_banner(web, options, folders))
+        except RunnerError as error:
+            raise CommandError(str(error)) from error
+        if code:
+            raise SystemExit(code)
+
+    def _check(self, *, is_fatal: bool) -> None:
+        try:
+            self.check(display_num_errors=True)
+        except SystemCheckError as error:
+            if is_fatal:
+                raise
+            self.stderr.write(str(error))
+
+    def _supervisor(
+        self, children: list[Child], folders: list[Path] | None, options: dict[str, Any]
+    ) -> Supervisor:
+        def say(text: str, **fields: Any) -> None:
+            self.stderr.write(text, self.style.NOTICE)
+            self.stderr.flush()
+
+        if folders is None:
+            return Supervisor(children, grace=options["grace"], ends=False, say=say)
+        from ...watch import watching
+
+        aside = [Path(path) for path in (settings.MEDIA_ROOT, settings.STATIC_ROOT) if path]
+        watch = watching(folders, aside)
+        return Reloader(children, watch, grace=options["grace"], say=say)
+
+
+def _add_web(parser: CommandParser) -> None:
+    group = parser.add_argument_group("web server")
+    group.add_argument("-a", "--address", metavar="ADDR", help="Host to listen at.")
+    group.add_argument("-p", "--port", type=int, metavar="PORT", help="Port to listen at.")
+    group.add_argument("--uds", metavar="PATH", help="Unix socket to listen at instead.")
+    group.add_argument(
+        *("-w", "--workers"),
+        type=cli.whole("number of workers", 1, 256),
+        metavar="N",
+        help="Processes that serve requests (default: 1).",
+    )
+    group.add_argument(
+        *("-t", "--threads"),
+        type=cli.whole("number of threads", 1, 1000),
+        metavar="N",
+        help=f"Threads of each, for WSGI (default: here {THREADS}).",
+    )
+    group.add_argument(
+        "--interface",
+        choices=["auto", "wsgi", "asgi"],
+        default="auto",
+        help="auto is ASGI if ASGI_APPLICATION is set and WSGI_APPLICATION is not, else WSGI.",
+    )
+    group.add_argument(
+        "--no-static",
+        action="store_false",
+        dest="static",
+        help="Do not serve static files, as is done with DEBUG and django.contrib.staticfiles.",
+    )
+    group.add_argument(
+        "--access-log",
+        action=BooleanOptionalAction,
+        default=None,
+        help="Log each request (default: with DEBUG).",
+    )
+    group.add_argument(
+        *("-r", "--reload"),
+        nargs="*",
+        metavar="PATH",
+        help="Start web server and runner anew when code below these folders changes "
+        "(default: the project's).",
+    )
+    group.add_argument(
+        "--grace",
+        type=cli.seconds("time of grace", 0, 86_400),
+        default=30.0,
+        metavar="S",
+        help="Seconds that requests and tasks in hand get at a stop or a reload (default: 30).",
+    )
+
+
+def _add_runner(parser: CommandParser) -> None:
+    group = parser.add_argument_group("task runner")
+    threads = checks.default_workers()
+    group.add_argument(
+        *("-k", "--tasks"),
+        nargs="?",
+        type=_threads,
+        const=threads,
+        metavar="THREADS",
+        help=f"Run tasks beside the site, in so many threads (default: here {threads}).",
+    )
+    group.add_argument(
+        *("-i", "--worker-id"), type=cli.worker_name, metavar="ID", help="Start of its name."
+    )
+    cli.add_backend(group, "Alias in TASKS whose tasks are run (default: default).", "-b")
+    group.add_argument(
+        "--delay",
+        type=cli.seconds("delay", 0.01, 3600),
+        default=1.0,
+        metavar="S",
+        help="Longest idle wait between two looks at the queue, in seconds (default: 1).",
+    )
+    group.add_argument("--no-periodic", action="store_true", help="Fire no schedules.")
+
+
+def _threads(text: str) -> int:
+    try:
+        return cli.whole("number of threads", 1, 1000)(text)
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(f"{error} An address stands before -k: serve {text} -k") from None
+
+
+def _web_options(options: dict[str, Any]) -> WebOptions:
+    environment = os.environ
+    try:
+        address = addresses.parse(options["addrport"], environment)
+        if options["uds"]:
+            address = addresses.Address(uds=options["uds"])
+        elif options["address"] or options["port"] is not None:
+            port = address.port if options["port"] is None else options["port"]
+            address = addresses.make(options["address"] or address.host, port)
+        workers = environment.get("GRANIAN_WORKERS") or environment.get("WEB_CONCURRENCY") or 1
+        threads = environment.get("GRANIAN_BLOCKING_THREADS") or THREADS
+        level = environment.get("GRANIAN_LOG_LEVEL") or _level(options["verbosity"])
+        if level not in LEVELS:
+            raise ValueError(f"GRANIAN_LOG_LEVEL={level!r} is none of {', '.join(LEVELS)}.")
+        return WebOptions(
+            address,
+            _interface(options["interface"]),
+            options["workers"] or int(workers),
+            options["threads"] or int(threads),
+            round(options["grace"]),
+            static=options["static"] and apps.is_installed("django.contrib.staticfiles"),
+            reload=options["reload"] is not None,
+            access_log=_has_access_log(options["access_log"], environment),
+            log_level=level,
+            more=_more(environment),
+            files={name: environment[key] for key, name in FILES.items() if environment.get(key)},
+            path=sys.path[0],
+        )
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+def _more(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return what else the environment says to Granian."""
+    return {
+        argument: read(environment[name])
+        for name, (argument, read) in GRANIAN.items()
+        if environment.get(name)
+    }
+
+
+def _level(verbosity: int) -> str:
+    return "info" if verbosity > 1 else "warning"
+
+
+def _has_access_log(flag: bool | None, environment: Mapping[str, str]) -> bool:
+    if flag is None and (text := environment.get("GRANIAN_LOG_ACCESS_ENABLED")):
+        return str(text).lower() in ("1", "true", "yes", "on")
+    return settings.DEBUG if flag is None else flag
+
+
+def _interface(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    # Django's own settings name a WSGI application by default: none.
+    is_asgi = getattr(settings, "ASGI_APPLICATION", None) and not settings.WSGI_APPLICATION
+    return "asgi" if is_asgi else "wsgi"
+
+
+def _folders(paths: list[str] | None) -> list[Path] | None:
+    """Return the folders to watch, None if nothing is; raise CommandError if one is none."""
+    if paths is None:
+        return None
+    if find_spec("watchfiles") is None:
+        raise CommandError(
+            "-r needs watchfiles, which is not installed. Run: pip install 'dbtasks[serve]'"
+        )
+    if not paths:
+        return [Path(getattr(settings, "BASE_DIR", None) or Path.cwd())]
+    for path in paths:
+        if not Path(path).is_dir():
+            raise CommandError(
+                f"There is no folder {path!r} to watch. An address stands before -r: "
+                f"serve {path} -r"
+            )
+    return [Path(path) for path in paths]
+
+
+def _web_command(web: WebOptions) -> list[str]:
+    return [sys.executable, "-m", "dbtasks.contrib.serve.web", web.dump()]
+
+
+def _runner_command(options: dict[str, Any]) -> list[str]:
+    """Return the command line of ``taskrunner``, started as this command was."""
+    own = command_line()
+    start = own[: own.index("serve")] if "serve" in own else [own[0], "-m", "django"]
+    command = [*start, "taskrunner", "-w", str(options["tasks"]), "--backend", options["backend"]]
+    command += ["--delay", str(options["delay"]), "--grace", str(options["grace"])]
+    command += ["-v", str(options["verbosity"])]
+    if options["worker_id"]:
+        command += ["-i", options["worker_id"]]
+    if options["no_periodic"]:
+        command.append("--no-periodic")
+    if options["reload"] is not None:
+        # Changes are seen here, and checks were made; there the flag only keeps the runner from
+        # failing tasks of modules that are broken for the moment.
+        command += ["--reload", "--skip-checks"]
+    if options["pythonpath"]:
+        command += ["--pythonpath", options["pythonpath"]]
+    return command
+
+
+def _banner(web: WebOptions, options: dict[str, Any], folders: list[Path] | None) -> str:
+    lines = [f"{web.address} ({web.interface.upper()}, {plural(web.workers, 'worker')})"]
+    if options["tasks"]:
+        lines.append(f"A task runner with {plural(options['tasks'], 'thread')}")
+    if folders:
+        lines.append(f"Anew at each change of code in {', '.join(map(str, folders))}")
+    return "\n".join([*lines, "Stop with Ctrl-C."])

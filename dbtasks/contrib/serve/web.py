@@ -1,0 +1,217 @@
+"""The process that runs Granian.
+
+Owns the web server's life: its workers, when it is ready, their reload, and its end. Never loads
+the project: each worker does, after it was started.
+
+Run as ``python -m dbtasks.contrib.serve.web OPTIONS`` by the supervisor, OPTIONS being those of
+``WebOptions`` in JSON.
+"""
+
+import ctypes
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ...leash import Leash, stop_signals
+from .address import Address
+
+# What workers need of Django, and no settings.
+PRELOADED = (
+    "django.contrib.admin.helpers",
+    "django.contrib.auth.hashers",
+    "django.contrib.staticfiles.handlers",
+    "django.core.handlers.asgi",
+    "django.core.mail",
+    "django.core.servers.basehttp",
+    "django.db.migrations.loader",
+    "django.middleware.csrf",
+    "django.template.backends.django",
+    "django.template.loader_tags",
+    "django.views.debug",
+    "django.views.generic",
+)
+# prctl's request to get a signal when the parent ends.
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class WebOptions:
+    """What the web server is told."""
+
+    address: Address
+    interface: str
+    workers: int
+    threads: int
+    grace: int
+    # Whether static files are served as runserver does, and whether code is being written.
+    static: bool
+    reload: bool
+    access_log: bool
+    log_level: str
+    # Further arguments of Granian, and those that are paths.
+    more: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    # Where the project is imported from.
+    path: str = ""
+
+    def dump(self) -> str:
+        """Return the options as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def load(cls, text: str) -> "WebOptions":
+        """Return the options that dump() has written."""
+        values = json.loads(text)
+        return cls(**values | {"address": Address(**values["address"])})
+
+
+def main(text: str) -> None:
+    """Serve until told to stop, by a signal or by the supervisor."""
+    options = WebOptions.load(text)
+    sys.path.insert(0, options.path)
+    leash = Leash.held()
+    # Forked workers start in a third of the time, with all but the project's own code loaded. They
+    # share what threads of this process are in the middle of, which is no risk to take on a site.
+    multiprocessing.set_start_method("fork" if options.reload else "spawn")
+    if options.reload:
+        preload()
+    server = _server(options)
+    hearing, telling = multiprocessing.Pipe(duplex=False)
+    server.on_startup(partial(_started, leash, hearing))
+    load = partial(application, options, os.getpid(), telling)
+    server.serve(target_loader=load, wrap_loader=False)
+    if leash is not None:
+        leash.tell("done")
+
+
+def preload() -> None:
+    """Load what any project needs of Django, and nothing that needs the project's settings."""
+    for name in PRELOADED:
+        import_module(name)
+
+
+def _server(options: WebOptions) -> Any:
+    from granian import Granian
+    from granian.constants import Interfaces
+    from granian.log import LogLevels
+
+    address = options.address
+    is_wsgi = options.interface == "wsgi"
+    files: dict[str, Any] = {name: Path(path) for name, path in options.files.items()}
+    return Granian(
+        "",
+        address.host,
+        address.port,
+        uds=Path(address.uds) if address.uds else None,
+        interface=Interfaces.WSGI if is_wsgi else Interfaces.ASGINL,
+        workers=options.workers,
+        blocking_threads=options.threads if is_wsgi else 1,
+        websockets=not is_wsgi,
+        log_level=LogLevels(options.log_level),
+        log_access=options.access_log,
+        # A mistake in code that is being written is not to be tried again and again.
+        respawn_failed_workers=not options.reload,
+        # At a reload the new worker comes at once, not after a pause.
+        respawn_interval=0.0 if options.reload else 3.5,
+        # 0 would be for ever.
+        workers_kill_timeout=1 if options.reload else max(1, options.grace),
+        **options.more,
+        **files,
+    )
+
+
+def _started(leash: Leash | None, hearing: Any) -> None:
+    """Take orders, now that the server has its handlers of signals. Called before the workers."""
+    # They were held back until now.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals())
+    if leash is not None:
+        threading.Thread(target=_obey, args=[leash], daemon=True).start()
+        threading.Thread(target=_tell_ready, args=[leash, hearing], daemon=True).start()
+
+
+def _obey(leash: Leash) -> None:
+    """Do what the supervisor says, until it is gone: then stop. The thread's whole life."""
+    for what, *words in leash.told():
+        if what == "reload":
+            # Granian takes that for an order to replace its workers.
+            os.kill(os.getpid(), signal.SIGHUP)
+        elif what == "stop":
+            # Workers end with this process, however it ends.
+            os.kill(os.getpid(), signal.SIGTERM if words[0] == 1 else signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _tell_ready(leash: Leash, hearing: Any) -> None:
+    """Tell the supervisor of each worker that has loaded the project. The thread's whole life."""
+    with suppress(EOFError):
+        while True:
+            hearing.recv()
+            leash.tell("ready", "")
+
+
+# In a worker
+
+
+def application(options: WebOptions, server: int, telling: Any) -> Any:
+    """Return the project's application, loaded here and now, in a worker of that server."""
+    _end_with(server)
+    import django
+
+    django.setup(set_prefix=False)
+    loaded = _wsgi() if options.interface == "wsgi" else _asgi()
+    _check_urls()
+    telling.send(os.getpid())
+    return _with_static(loaded, options.interface) if options.static else loaded
+
+
+def _check_urls() -> None:
+    """Import the views now: a mistake in them is told here, not by the first request."""
+    from django.urls import get_resolver
+
+    _ = get_resolver().url_patterns
+
+
+def _end_with(server: int) -> None:
+    """Let this worker be killed when its server has ended: nobody else would stop it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != server:
+        os._exit(1)
+
+
+def _wsgi() -> Any:
+    from django.core.servers.basehttp import get_internal_wsgi_application
+
+    return get_internal_wsgi_application()
+
+
+def _asgi() -> Any:
+    from django.conf import settings
+    from django.core.asgi import get_asgi_application
+    from django.utils.module_loading import import_string
+
+    path = getattr(settings, "ASGI_APPLICATION", None)
+    return import_string(path) if path else get_asgi_application()
+
+
+def _with_static(loaded: Any, interface: str) -> Any:
+    from django.conf import settings
+
+    if not settings.DEBUG:
+        return loaded
+    from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler, StaticFilesHandler
+
+    return (StaticFilesHandler if interface == "wsgi" else ASGIStaticFilesHandler)(loaded)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
