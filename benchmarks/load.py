@@ -116,17 +116,21 @@ def queries() -> Any:
 
 
 def endurance(count: int, runs: int) -> Iterator[Row]:
-    """Memory after ten thousand tasks, and after a million."""
-    few, many = 10_000, max(100_000, 50 * count)
+    """Memory after ten thousand tasks, after the first large backlog, and after a million."""
+    few, large, many = 10_000, 100_000, max(200_000, 50 * count)
     with runner() as process:
-        rows.fill(few)
-        until_empty()
-        before = [memory(process.pid)]
-        yield f"memory after {few:,} tasks", before, "MiB", None
-        for _ in range(many // 100_000):
-            rows.fill(100_000)
-            until_empty()
-        yield f"memory after {many:,} tasks", [memory(process.pid)], "MiB", before
+        before: list[float] | None = None
+        for total, backlogs in {
+            few: [few],
+            large: [large - few],
+            many: [large] * (many // large - 1),
+        }.items():
+            for backlog in backlogs:
+                rows.fill(backlog)
+                until_empty()
+            found = [memory(process.pid)]
+            yield f"memory after {total:,} tasks", found, "MiB", before
+            before = found
 
 
 def until_empty() -> None:

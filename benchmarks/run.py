@@ -195,16 +195,20 @@ def latency(count: int, runs: int) -> None:
     from dbtasks.runner import Runner
 
     samples = 50 * runs
-    reference = raw.pick_up(samples) if connection.vendor == "postgresql" else None
+    is_postgres = connection.vendor == "postgresql"
+    reference = raw.pick_up(samples) if is_postgres else None
+    here = raw.pick_up_here(samples) if is_postgres else None
     if reference:
         report_waits("raw INSERT, NOTIFY and claim between two idle processes", reference)
+    if here:
+        report_waits("raw INSERT and claim by two threads of a process", here)
     with load.runner():
         report_waits("pick-up by an idle runner", pick_ups(samples), reference)
     runner = Runner(1)
     thread = threading.Thread(target=runner.run)
     thread.start()
     runner.ready.wait()
-    report_waits("pick-up in the same process", pick_ups(samples))
+    report_waits("pick-up in the same process", pick_ups(samples), here)
     runner.stop()
     thread.join()
     rows.clear()
