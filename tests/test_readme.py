@@ -43,10 +43,10 @@ class PageTests(SimpleTestCase):
     """What the page says of names, flags and options is what there is."""
 
     def test_every_block_is_marked_and_so_is_tried(self):
-        """No block stands outside of these tests, but the river of how it works."""
+        """No block stands outside of these tests, but the two drawings of how it works."""
         fences = README.count("\n```") // 2
 
-        self.assertEqual(fences - 1, len(BLOCK.findall(README)))
+        self.assertEqual(fences - 2, len(BLOCK.findall(README)))
 
     def test_the_options_table_lists_every_option_with_its_default(self):
         """The table and the dataclass agree."""
