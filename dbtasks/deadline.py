@@ -57,9 +57,9 @@ class Deadlines:
         self._stopped = False
 
     def watch(self, attempt: Attempt) -> None:
-        """Count from now until the attempt's timeout, if it has one. Any thread may call it."""
+        """End the attempt at its timeout, if it has one. It has begun; any thread may call this."""
         if (timeout := attempt.timeout) is not None:
-            self._add(attempt, _Ending(time.monotonic() + timeout, self._time_out))
+            self._add(attempt, _Ending(attempt.started + timeout, self._time_out))
 
     def cancel(self, attempt: Attempt) -> None:
         """End the attempt now, as cancelled. Any thread may call it."""

@@ -115,7 +115,7 @@ class Attempt:
 
     def __init__(self, job: Job, claim: Claim) -> None:
         self.job, self.claim = job, claim
-        # On the monotonic clock; the claim's moment until the task is called.
+        # On the monotonic clock; the claim's moment until it begins.
         self.started = claim.clock
         self.task: base.Task | None = None
         self.result: Any = None
@@ -127,6 +127,11 @@ class Attempt:
         self.is_inside = False
         self._open = [True]
         self._asked: Exception | None = None
+
+    def begin(self) -> None:
+        """Count its time from now, in this thread. run() and arun() do it, unless it was done."""
+        self.started = time.monotonic()
+        self.thread = threading.get_ident()
 
     def close(self) -> bool:
         """Return True to the first who asks, in whatever thread: the outcome is theirs."""
@@ -293,7 +298,8 @@ class Attempt:
 
     def _prepare(self) -> tuple[base.Task, list[Any], dict[str, Any]]:
         """Return the task with its arguments, the context among them if the task takes it."""
-        self.started = time.monotonic()
+        if self.thread is None:
+            self.begin()
         task = self._find()
         if task is None:
             assert self.error is not None

@@ -211,7 +211,7 @@ class Pool:
 
     def _complete(self, attempt: Attempt) -> bool:
         """Run the attempt; return False if another thread has taken the place of this one."""
-        attempt.thread = threading.get_ident()
+        attempt.begin()
         self._deadlines.watch(attempt)
         if self._end(attempt, self._run(attempt)):
             return True
@@ -237,7 +237,7 @@ class Pool:
         return True
 
     async def _accompany(self, attempt: Attempt) -> None:
-        attempt.thread = threading.get_ident()
+        attempt.begin()
         self._deadlines.watch(attempt)
         try:
             outcome = await attempt.arun()

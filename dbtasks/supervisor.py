@@ -174,9 +174,8 @@ class Supervisor:
 
         Raise RunnerError if one of them cannot start, when the others have stopped.
         """
-        stops = stop_signals()
-        with self._selector, _signal_pipe([signal.SIGCHLD, *stops]) as pipe:
-            self._selector.register(pipe, selectors.EVENT_READ, partial(self._take, pipe, stops))
+        with self._selector, _signal_pipe([signal.SIGCHLD, *stop_signals()]) as self._pipe:
+            self._selector.register(self._pipe, selectors.EVENT_READ, self._take)
             self._say(
                 banner, event="supervisor.started", pid=os.getpid(), processes=len(self._children)
             )
@@ -241,9 +240,11 @@ class Supervisor:
     # Ending
 
     def _reap(self) -> None:
-        for child in tuple(self._alive):
-            assert child.process is not None
-            if (code := child.process.poll()) is not None:
+        ended = [(c, c.process.poll()) for c in self._alive if c.process is not None]
+        # A stop that was sent before they ended has arrived by now: nobody takes their place.
+        self._take()
+        for child, code in ended:
+            if code is not None:
                 self._alive.remove(child)
                 self._ended(child, code)
         if self._deadline is not None and time.monotonic() >= self._deadline:
@@ -303,11 +304,14 @@ class Supervisor:
     def _is_stopping(self) -> bool:
         return bool(self._received or self._refusal)
 
-    def _take(self, pipe: int, stops: list[signal.Signals]) -> None:
+    def _take(self) -> None:
+        try:
+            numbers = os.read(self._pipe, 512)
+        except BlockingIOError:
+            return
         # Any other has only woken this process, as the end of a child does.
-        for number in os.read(pipe, 512):
-            if number in stops:
-                self._obey(signal.Signals(number))
+        for number in [n for n in numbers if n in stop_signals()]:
+            self._obey(signal.Signals(number))
 
     def _obey(self, number: signal.Signals) -> None:
         self._received.append(number)
@@ -344,6 +348,7 @@ def how(child: Child, code: int) -> str:
 def _signal_pipe(numbers: list[signal.Signals]) -> Iterator[int]:
     """Yield the end of a pipe from which the numbers of these signals are read as bytes."""
     reading, writing = os.pipe()
+    os.set_blocking(reading, False)
     os.set_blocking(writing, False)
     fd_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     before = {number: signal.signal(number, noted) for number in numbers}

@@ -43,7 +43,7 @@ TASKS = {
         "BACKEND": "dbtasks.backend.DatabaseBackend",
         "QUEUES": ["default", "mail"],
         "OPTIONS": {
-            "retain": "7d",
+            "retain": os.environ.get("TEST_RETAIN", "7d"),
             # Of a runner in a process of its own: {path: {"spec": …, …}}.
             "periodic": {
                 path: Periodic(**values)

@@ -139,6 +139,15 @@ class LivesTests(SimpleTestCase):
 
         self.assertEqual((0, 2, [0]), (code, self.lives(), self.pauses()))
 
+    def test_who_ends_right_after_a_stop_is_not_replaced(self):
+        """A signal to the whole group, as systemd sends it, may end a process first."""
+        for _ in range(20):
+            code = self.supervise(
+                'tell("ready", str(life)); tell("done")\nos.kill(os.getppid(), 15); os._exit(3)',
+                ends=False,
+            )
+            self.assertEqual((3, []), (code, self.pauses()))
+
     def test_who_could_never_start_ends_all(self):
         """The others stop, and its own sentence is the error."""
         with self.assertRaisesMessage(RunnerError, "Nothing works."):
