@@ -58,6 +58,10 @@ def fired(**values: Any) -> list[datetime]:
     return [row.tick for row in rows.order_by("tick") if row.tick]
 
 
+# No tick of its own comes while a test looks at one that is overdue.
+RARE = "1000d"
+
+
 def overdue(by: timedelta, **values: Any) -> PeriodicTask:
     """Let the only schedule be due since then; return it."""
     PeriodicTask.objects.update(next_tick=store.now(DB) - by, **values)
@@ -263,7 +267,7 @@ class TickerTests(TransactionTestCase):
             transaction.atomic().__enter__()
             return [1]
 
-        specs = {REMEMBER: Periodic("1h", leave_open)}
+        specs = {REMEMBER: Periodic(RARE, leave_open)}
 
         def run() -> None:
             try:
@@ -283,7 +287,7 @@ class TickerTests(TransactionTestCase):
 
     def test_a_lost_database_delays_a_tick_only(self):
         """The next round after it is back fires it."""
-        with schedules({REMEMBER: Periodic("1h", [1])}) as own:
+        with schedules({REMEMBER: Periodic(RARE, [1])}) as own:
             one = Ticker(own)
             one.catch_up()
             seen = overdue(timedelta(seconds=3))
@@ -378,7 +382,7 @@ class FiredTests(RunnerTestCase):
 
     def test_a_runner_without_periodic_fires_none(self):
         """It neither declares nor fires; Runner(init_periodic=False)."""
-        with schedules({TELL: "1h"}) as own:
+        with schedules({TELL: RARE}) as own:
             Ticker(own).catch_up()
             overdue(MINUTE)
             runner = self.start_runner(init_periodic=False)
@@ -389,7 +393,7 @@ class FiredTests(RunnerTestCase):
 
     def test_a_drain_fires_what_is_due(self):
         """Once, before it looks whether anything is."""
-        with schedules({TELL: "1h"}) as own:
+        with schedules({TELL: RARE}) as own:
             Ticker(own).catch_up()
             overdue(MINUTE)
             thread = threading.Thread(target=Runner(1, drain=True).run)
@@ -524,7 +528,7 @@ class MadeByPeopleTests(TransactionTestCase):
 
     def test_a_paused_one_stays_paused_across_starts(self):
         """Those of the settings, too."""
-        with schedules({TELL: "1h"}) as own:
+        with schedules({TELL: RARE}) as own:
             Ticker(own).catch_up()
             store.pause(DB, [overdue(MINUTE).pk])
             Ticker(own).catch_up()
