@@ -147,7 +147,8 @@ class Heart:
             logger.warning("Worker %s was given up by others; it joins anew", self.worker_id)
             self._lost()
             self._beat_at = clock()
-        if not was_trusted:
+        if not (was_trusted and is_known):
+            # Since it was given up, or might have been, it has claimed nothing.
             self._look()
 
     def _watch(self) -> None:

@@ -469,3 +469,12 @@ class HeartTests(TransactionTestCase):
 
         self.heart._look.assert_called_once()
         self.assertTrue(self.heart.is_trusted)
+
+    def test_a_heart_that_was_given_up_says_so(self):
+        """Since then it was given nothing, whatever hints there were."""
+        workers.give_up(DB, "me", 0)
+        with self.assertLogs("dbtasks.runner", "WARNING"):
+            self.heart._beat()
+
+        self.heart._lost.assert_called_once()
+        self.heart._look.assert_called_once()
