@@ -11,7 +11,7 @@ from typing import Any
 from django.db import Error, transaction
 
 from ..models import TABLE
-from .rows import SETTLED, SUSPECT, Change, Claim, NewTask, Outcome, Pick
+from .rows import SETTLE, SETTLED, SUSPECT, Change, Claim, NewTask, Outcome, Pick, settling
 
 # Deadlock, serialisation failure, lock timeout: the statement did nothing and may be run again.
 TRANSIENT = {"40P01", "40001", "55P03"}
@@ -175,6 +175,8 @@ def _takes_several(connection: Any) -> bool:
 
 def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
     """Write the outcomes whose claim still stands, in one statement; return their ids."""
+    if len(outcomes) == 1:
+        return _settle_one(connection, outcomes[0])
     names, source, params = _source(outcomes, _OUTCOME_TYPES)
     changes = ", ".join(f"{name} = k.{name}" for name in Outcome._fields[2:])
     with connection.cursor() as cursor:
@@ -192,6 +194,14 @@ def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
             params,
         )
         return {id for (id,) in cursor.fetchall()}
+
+
+def _settle_one(connection: Any, outcome: Outcome) -> set[Any]:
+    # 0.5 ms instead of 0.75: most of the rest is planning.
+    sql = SETTLE.format(table=TABLE, run_after="%s::timestamptz", now=now(connection))
+    with connection.cursor() as cursor:
+        cursor.execute(sql, settling(outcome))
+        return {outcome.id} if cursor.rowcount else set()
 
 
 def _source(rows: Sequence[Any], types: dict[str, str]) -> tuple[str, str, list[Any]]:

@@ -82,6 +82,22 @@ class Outcome(NamedTuple):
     return_value: str | None
 
 
+# The settling write of one row, with its guards. The CASE keeps planners on the primary key: going
+# by statistics that know of no RUNNING row they would walk through the index of those.
+SETTLE = (
+    f"UPDATE {{table}} SET {', '.join(f'{name} = %s' for name in Outcome._fields[2:])}, {SETTLED}, "
+    "hold = CASE WHEN %s = 'READY' AND {run_after} > {now} THEN 'scheduled' "
+    f"WHEN %s = 'READY' AND %s >= {SUSPECT} THEN 'suspect' ELSE '' END "
+    "WHERE id = %s AND CASE status WHEN 'RUNNING' THEN fence END = %s "
+    "AND NOT (cancel_requested AND %s = 'READY')"
+)
+
+
+def settling(o: Outcome) -> tuple[Any, ...]:
+    """Return the parameters of SETTLE."""
+    return (*o[2:], o.status, o.run_after, o.status, o.lost, o.id, o.fence, o.status)
+
+
 class Pick(NamedTuple):
     """Rows to choose from: a condition with its parameters, and the index that serves it."""
 

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from ..models import TABLE
 from ..schedule import EPOCH, MICROSECOND
-from .rows import SETTLED, SUSPECT, Change, Claim, NewTask, Outcome
+from .rows import SETTLE, Change, Claim, NewTask, Outcome, settling
 
 # The entry of a row that was claimed is gone from the index at once.
 LEAVES_DEAD = False
@@ -89,21 +89,9 @@ def _statement(change: Change, returning: str = "") -> tuple[str, list[Any]]:
 
 def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
     """Write the outcomes whose claim still stands, in one transaction; return their ids."""
-    changes = ", ".join(f"{name} = %s" for name in Outcome._fields[2:])
-    hold = (
-        f"CASE WHEN %s = 'READY' AND %s > {now(connection)} THEN 'scheduled' "
-        f"WHEN %s = 'READY' AND %s >= {SUSPECT} THEN 'suspect' ELSE '' END"
-    )
+    sql = SETTLE.format(table=TABLE, run_after="%s", now=now(connection))
     with transaction.atomic(connection.alias), connection.cursor() as cursor:
-        cursor.executemany(
-            f"UPDATE {TABLE} SET {changes}, {SETTLED}, hold = {hold} "
-            "WHERE id = %s AND fence = %s AND status = 'RUNNING' "
-            "AND NOT (cancel_requested AND %s = 'READY')",
-            [
-                (*o[2:], o.status, o.run_after, o.status, o.lost, o.id, o.fence, o.status)
-                for o in outcomes
-            ],
-        )
+        cursor.executemany(sql, [settling(outcome) for outcome in outcomes])
         if cursor.rowcount == len(outcomes):
             return {outcome.id for outcome in outcomes}
         marks = ", ".join(["(%s, %s, %s)"] * len(outcomes))

@@ -62,6 +62,8 @@ class GuardTests(TestCase):
         store.settle(DB, [outcome(fresh)])
 
         self.assertEqual(set(), store.settle(DB, [outcome(stale)]))
+        beside = make_claim()
+        self.assertEqual({beside.id}, store.settle(DB, [outcome(stale), outcome(beside)]))
 
     def test_purge_leaves_other_backends_alone(self):
         """Each runner purges its own."""

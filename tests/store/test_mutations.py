@@ -21,7 +21,11 @@ class MutationTests(SimpleTestCase):
 
     def test_a_missing_guard_is_noticed(self):
         """The fence of an outcome, the beat of a verdict, the state of a worker that claims."""
-        for guard in ("AND fence = %s", "state=LIVE, beat=beat", "worker_id = %s AND state = 'li"):
+        for guard in (
+            "THEN fence END = %s",
+            "state=LIVE, beat=beat",
+            "worker_id = %s AND state = 'li",
+        ):
             mutation = next(each for each in MUTATIONS if guard in each.guard)
             with self.subTest(mutation.name):
                 self.assertTrue(is_noticed(mutation))

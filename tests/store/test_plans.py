@@ -127,6 +127,7 @@ class PlanTests(TransactionTestCase):
             "claim of a suspect": lambda: store.claim_suspect(DB, "default", "w1", registered=True),
             "cancel requests": lambda: store.cancel_requests(DB, "w1"),
             "settle": lambda: store.settle(DB, [outcome(claim) for claim in claims]),
+            "settle one": lambda: store.settle(DB, [outcome(claims[0])]),
             "look": lambda: store.look(DB, "default"),
             "look at a queue": lambda: store.look(DB, "default", ["none"]),
             "promote": lambda: store.promote(DB, "default"),

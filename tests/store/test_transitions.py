@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 from unittest import skipUnless
 from uuid import UUID, uuid4
 
@@ -211,10 +212,13 @@ class ClaimTests(TestCase):
 class SettleTests(TestCase):
     """RUNNING → SUCCESSFUL, FAILED, READY"""
 
+    def settle(self, ended: store.Outcome) -> set[Any]:
+        return store.settle(DB, [ended])
+
     def test_writes_every_column_of_the_outcome(self):
         """What the attempt came to is what the row says."""
         claim = make_claim()
-        store.settle(DB, [outcome(claim, "FAILED", failures=1, errors='[["a.B","text"]]')])
+        self.settle(outcome(claim, "FAILED", failures=1, errors='[["a.B","text"]]'))
         task = row(claim.id)
 
         self.assertEqual(
@@ -229,15 +233,15 @@ class SettleTests(TestCase):
         release([stale])
         [fresh] = store.claim(DB, "default", "w2", 1)
 
-        self.assertEqual(set(), store.settle(DB, [outcome(stale)]))
+        self.assertEqual(set(), self.settle(outcome(stale)))
         self.assertEqual(("RUNNING", "w2"), (row(stale.id).status, row(stale.id).worker_id))
-        self.assertEqual({fresh.id}, store.settle(DB, [outcome(fresh)]))
+        self.assertEqual({fresh.id}, self.settle(outcome(fresh)))
 
     def test_a_row_that_is_not_running_is_left_alone(self):
         """An outcome that comes twice changes nothing the second time."""
         claim = make_claim()
-        store.settle(DB, [outcome(claim)])
-        store.settle(DB, [outcome(claim, "FAILED")])
+        self.settle(outcome(claim))
+        self.settle(outcome(claim, "FAILED"))
 
         self.assertEqual("SUCCESSFUL", row(claim.id).status)
 
@@ -254,7 +258,7 @@ class SettleTests(TestCase):
     def test_ready_again_may_be_held(self):
         """A retry that waits is READY and scheduled."""
         claim = make_claim()
-        store.settle(DB, [outcome(claim, "READY", run_after=claim.claimed_at + timedelta(hours=1))])
+        self.settle(outcome(claim, "READY", run_after=claim.claimed_at + timedelta(hours=1)))
 
         self.assertEqual(("READY", "scheduled"), (row(claim.id).status, row(claim.id).hold))
 
@@ -265,6 +269,16 @@ class SettleTests(TestCase):
         ]
 
         self.assertEqual(3, len(store.settle(DB, with_text)))
+
+
+class SettleTogetherTests(SettleTests):
+    """The same beside another row: that is another statement."""
+
+    def settle(self, ended: store.Outcome) -> set[Any]:
+        beside = make_claim()
+        written = store.settle(DB, [ended, outcome(beside)])
+        self.assertIn(beside.id, written)
+        return written - {beside.id}
 
 
 class ReleaseTests(TestCase):
