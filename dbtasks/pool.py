@@ -229,6 +229,9 @@ class Pool:
     def _end(self, attempt: Attempt, outcome: Outcome) -> bool:
         """Pass the outcome on; return False if the attempt was given up meanwhile."""
         self._deadlines.forget(attempt)
+        if attempt.error is not None:
+            # Its text is in the outcome. Its frames have all that the task had, and the attempt.
+            attempt.error.__traceback__ = None
         if not attempt.close():
             return False
         self._done(attempt, outcome)

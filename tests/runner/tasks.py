@@ -7,6 +7,7 @@ import threading
 import time
 from datetime import datetime
 from typing import Any
+from weakref import WeakSet
 
 from django.db import IntegrityError, connection, connections, transaction
 from django.tasks import task
@@ -54,6 +55,29 @@ remembered: list[int] = []
 def remember(n: int) -> None:
     """Note, in this process, that the task ran."""
     remembered.append(n)
+
+
+class Load:
+    """Something that a task has in hand; counts how many there are."""
+
+    all: WeakSet["Load"] = WeakSet()
+
+    def __init__(self) -> None:
+        self.all.add(self)
+
+
+@task
+def carry(fails: bool) -> None:
+    """Have a load in hand, and fail with it if told to."""
+    load = Load()  # noqa: F841
+    if fails:
+        raise ValueError("too heavy")
+
+
+@task
+async def acarry(fails: bool) -> None:
+    """See carry()."""
+    carry.func(fails)
 
 
 class Crowd:

@@ -1,5 +1,6 @@
 """The runner from start to stop."""
 
+import gc
 import subprocess
 import sys
 import threading
@@ -32,6 +33,11 @@ def until(condition: Callable[[], Any], timeout: float = 10) -> None:
         time.sleep(0.005)
 
 
+def look_at(task_result: Any, **_: Any) -> None:
+    """Be a receiver for whom a result is made."""
+    assert task_result.is_finished
+
+
 class GateMixin:
     """Closes the gate that tasks.wait_at_gate waits at."""
 
@@ -54,6 +60,23 @@ class RunningTests(RunnerTestCase):
         }
 
         self.assertLessEqual(len(used), self.workers)
+
+    def test_what_has_ended_is_freed_at_once(self):
+        """Not when the garbage collector comes by: a large load would wait for it."""
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        self.addCleanup(task_finished.disconnect, look_at)
+        task_finished.connect(look_at)
+        with self.assertLogs("django.tasks", "INFO"):
+            for n in range(40):
+                task = tasks.acarry if n % 4 < 2 else tasks.carry
+                self.runner.wait_for(task.enqueue(bool(n % 2)), 10)
+
+        until(lambda: not tasks.Load.all)
+        attempts = [each for each in gc.get_objects() if type(each) is Attempt]
+        # The last one of each thread, and of the finisher.
+        self.assertLessEqual(len(attempts), self.workers + 2)
 
     def test_coroutines_run_hundreds_at_once(self):
         """Coroutines do not wait for threads: each waits for all the others here."""
