@@ -13,6 +13,9 @@ LIBRARY = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
 # The library breaks sleeping until a moment of the monotonic clock, which is how Python sleeps.
 SLEEP = "import select, time; time.sleep = lambda seconds: select.select([], [], [], seconds)"
 
+# The clock of a SQLite database is that of whoever asks, and finished rows end by it.
+RETAIN = "1000d"
+
 
 @skipUnless(LIBRARY or "CI" in os.environ, "needs libfaketime from 'apt-get install faketime'")
 class ClockTests(StormTestCase):
@@ -26,8 +29,7 @@ class ClockTests(StormTestCase):
         (self.folder / "sitecustomize.py").write_text(SLEEP)
         stepping = self.ready_runner(
             *("-w", 4),
-            # The clock of a SQLite database is that of whoever asks, and finished rows end by it.
-            TEST_RETAIN="1000d",
+            TEST_RETAIN=RETAIN,
             PYTHONPATH=str(self.folder),
             LD_PRELOAD=str(LIBRARY),
             FAKETIME_TIMESTAMP_FILE=str(clock),
@@ -35,7 +37,7 @@ class ClockTests(StormTestCase):
             FAKETIME_DONT_FAKE_MONOTONIC="1",
             DONT_FAKE_MONOTONIC="1",
         )
-        watching = self.ready_runner("-w", 4)
+        watching = self.ready_runner("-w", 4, TEST_RETAIN=RETAIN)
         self.load(size(200, 2000), 0.1)
         for step in ("+3h", "-5h", "+30d", "-1d", "+0") * size(1, 4):
             clock.write_text(step)

@@ -1,5 +1,6 @@
 """Cancelling tasks that run."""
 
+import threading
 from typing import Any
 from unittest import mock
 
@@ -118,9 +119,12 @@ class BetweenTests(SlowTestCase):
 
     def deafen(self) -> None:
         """Let the runner hear of no cancel for the rest of the test."""
-        deaf = mock.patch.object(store, "cancel_requests", lambda *_: [])
+        asked = threading.Event()
+        deaf = mock.patch.object(store, "cancel_requests", lambda *_: asked.set() or [])
         deaf.start()
         self.addCleanup(deaf.stop)
+        # The last question that is answered truly has been asked before.
+        self.assertTrue(asked.wait(10))
 
     def ask(self, task: Any, *args: Any) -> Any:
         """Note the cancel on a row that runs, unheard by its runner; return its result."""
