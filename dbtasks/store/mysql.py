@@ -111,27 +111,19 @@ def _apply(cursor: Any, change: Change, ids: list[Any]) -> None:
 
 def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
     """Write the outcomes whose claim still stands, in one statement; return their ids."""
-    if len(outcomes) == 1:
-        return _settle_one(connection, outcomes[0])
     columns = ", ".join(
         f"{name} {kind} PATH '$[{n}]'" for n, (name, kind) in enumerate(_OUTCOME_TYPES.items())
     )
-    changes = ", ".join(f"t.{name} = v.{name}" for name in Outcome._fields[2:])
-    rows = json.dumps(sorted(outcomes))
     values = f"JSON_TABLE(%s, '$[*]' COLUMNS({columns})) v"
     source = f"{TABLE} t JOIN {values} ON t.id = {_key(connection)}"
-    hold = (
-        f"CASE WHEN v.status = 'READY' AND v.run_after > {now(connection)} "
-        f"THEN 'scheduled' WHEN v.status = 'READY' AND v.lost >= {SUSPECT} THEN 'suspect' "
-        "ELSE '' END"
-    )
+    rows = json.dumps(sorted(outcomes))
     with connection.cursor() as cursor:
-        cursor.execute(
-            f"UPDATE {source} SET {changes}, {SETTLED}, t.hold = {hold} "
-            "WHERE t.fence = v.fence AND t.status = 'RUNNING' "
-            "AND NOT (t.cancel_requested AND v.status = 'READY')",
-            [rows],
-        )
+        if len(outcomes) == 1:
+            # 0.5 ms instead of 0.8 with a table of one row.
+            sql = SETTLE.format(table=TABLE, run_after="%s", now=now(connection))
+            cursor.execute(sql, settling(outcomes[0]))
+        else:
+            cursor.execute(_settle_many(connection, source), [rows])
         if cursor.rowcount == len(outcomes):
             return {outcome.id for outcome in outcomes}
         cursor.execute(
@@ -140,13 +132,18 @@ def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
         return {id for (id,) in cursor.fetchall()}
 
 
-def _settle_one(connection: Any, outcome: Outcome) -> set[Any]:
-    # 0.5 ms instead of 0.8 for a table of one row.
-    with connection.cursor() as cursor:
-        cursor.execute(
-            SETTLE.format(table=TABLE, run_after="%s", now=now(connection)), settling(outcome)
-        )
-        return {outcome.id} if cursor.rowcount else set()
+def _settle_many(connection: Any, source: str) -> str:
+    changes = ", ".join(f"t.{name} = v.{name}" for name in Outcome._fields[2:])
+    hold = (
+        f"CASE WHEN v.status = 'READY' AND v.run_after > {now(connection)} "
+        f"THEN 'scheduled' WHEN v.status = 'READY' AND v.lost >= {SUSPECT} THEN 'suspect' "
+        "ELSE '' END"
+    )
+    return (
+        f"UPDATE {source} SET {changes}, {SETTLED}, t.hold = {hold} "
+        "WHERE t.fence = v.fence AND t.status = 'RUNNING' "
+        "AND NOT (t.cancel_requested AND v.status = 'READY')"
+    )
 
 
 def _key(connection: Any) -> str:

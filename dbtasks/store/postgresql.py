@@ -197,7 +197,7 @@ def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
 
 
 def _settle_one(connection: Any, outcome: Outcome) -> set[Any]:
-    # 0.5 ms instead of 0.75: most of the rest is planning.
+    # 0.6 ms instead of 0.8 with arrays: there is less to plan.
     sql = SETTLE.format(table=TABLE, run_after="%s::timestamptz", now=now(connection))
     with connection.cursor() as cursor:
         cursor.execute(sql, settling(outcome))

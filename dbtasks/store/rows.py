@@ -1,7 +1,7 @@
 """What goes into the store and comes out of it.
 
-Owns the plain tuples that the transitions take and return; their fields are in the order of the
-SQL. Never imports models, settings or a database.
+Owns the plain tuples that the transitions take and return, their fields in the order of the SQL,
+and the one statement that all databases share. Never imports models, settings or a database.
 """
 
 from datetime import datetime
