@@ -13,6 +13,7 @@ from urllib.request import urlopen
 
 from dbtasks.models import ScheduledTask
 
+from ..tasks import wait_for_file
 from .processes import ROOT, Child, ProcessTestCase, database_url, wait_until
 
 DEPLOYMENT = ROOT / "demo" / "deployment"
@@ -123,6 +124,12 @@ class SiteTestCase(ProcessTestCase):
         wait_until(lambda: is_open(self.address), "The server")
         with urlopen(f"http://{self.address}/{path}", timeout=10) as response:
             return json.load(response)
+
+    def make_busy(self) -> Any:
+        """Return the result of a task that runs until the file ``go`` is there."""
+        result = wait_for_file.enqueue(str(self.folder))
+        wait_until((self.folder / "started").exists, "The task")
+        return result
 
     def wait_for_status(self, result: Any, status: str) -> None:
         """Block until the task has that status."""

@@ -12,7 +12,6 @@ from django.test import SimpleTestCase, tag
 
 from dbtasks.contrib.asgi import with_runner
 from dbtasks.models import ScheduledTask
-from tests.tasks import wait_for_file
 
 from .processes import Child, wait_until
 from .sites import SiteTestCase, pids
@@ -43,8 +42,7 @@ class ServerTests(SiteTestCase):
         [result_id] = self.get("enqueue/1").values()
         done = ScheduledTask.objects.filter(id=result_id, return_value=2)
         wait_until(done.exists, "The result")
-        busy = wait_for_file.enqueue(str(self.folder))
-        wait_until((self.folder / "started").exists, "The task")
+        busy = self.make_busy()
         child.signal(signal.SIGTERM)
         child.wait_for("waiting for 1 running task")
         (self.folder / "go").touch()
@@ -70,8 +68,7 @@ class ServerTests(SiteTestCase):
         """Of two workers one has it; after kill -9 of that one, the other's runs its task again."""
         child = self.server("uvicorn", "--workers", 2)
         first = self.runs_in(child)
-        busy = wait_for_file.enqueue(str(self.folder))
-        wait_until((self.folder / "started").exists, "The task")
+        busy = self.make_busy()
         wait_until(lambda: child.said.count("Application startup complete") == 2, "Both workers")
         self.assertEqual([first], pids(child))
 

@@ -9,7 +9,6 @@ from typing import Any
 from django.test import tag
 
 from dbtasks.models import ScheduledTask
-from tests.tasks import wait_for_file
 
 from .processes import Child, wait_until
 from .sites import SiteTestCase, pids
@@ -23,12 +22,6 @@ class GunicornTests(SiteTestCase):
         """Start gunicorn with the configuration of the deployment page, which it finds itself."""
         command = [sys.executable, "-m", "gunicorn", *arguments]
         return self.serve(*command, DJANGO_SETTINGS_MODULE="mysite.settings", **environment)
-
-    def make_busy(self) -> Any:
-        """Return the result of a task that runs until the file ``go`` is there."""
-        result = wait_for_file.enqueue(str(self.folder))
-        wait_until((self.folder / "started").exists, "The task")
-        return result
 
     def test_runs_tasks_and_stops_in_its_grace(self):
         """A task of a request is run; SIGTERM lets a running one, and a request, finish."""

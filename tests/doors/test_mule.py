@@ -3,13 +3,12 @@
 import os
 import signal
 import sys
-from typing import Any
 from unittest import skipUnless
 
 from django.db import connection
 
 from dbtasks.models import ScheduledTask
-from tests.tasks import add, wait_for_file
+from tests.tasks import add
 
 from .processes import Child, wait_until
 from .sites import SiteTestCase, sockets
@@ -67,12 +66,6 @@ class MuleTests(SiteTestCase):
         text = path.read_text()
         self.assertIn(old, text)
         path.write_text(text.replace(old, new))
-
-    def make_busy(self) -> Any:
-        """Return the result of a task that runs until the file ``go`` is there."""
-        result = wait_for_file.enqueue(str(self.folder))
-        wait_until((self.folder / "started").exists, "The task")
-        return result
 
     def test_runs_what_the_site_enqueues_and_stops_in_its_grace(self):
         """A task of a request is run; Ctrl-C, which reaches the mule twice, lets tasks finish."""

@@ -11,20 +11,22 @@ from typing import Any
 from unittest import mock
 
 from django.core.exceptions import ImproperlyConfigured
-from django.tasks import task_backends
+from django.tasks import default_task_backend, task_backends
 from django.tasks.exceptions import InvalidTask
 from django.tasks.signals import task_finished
 from django.test import SimpleTestCase, TransactionTestCase, override_settings
 
 import dbtasks
 from dbtasks import TaskContext, TaskInterrupted, TaskTimeout, options, process_one
+from dbtasks.deadline import Deadlines
+from dbtasks.execute import Attempt
 from dbtasks.interrupt import Interruptible
 from dbtasks.models import ScheduledTask
 from dbtasks.testing import RunnerTestCase
 
 from ..builders import backend
 from ..doors.processes import ProcessTestCase, wait_until
-from ..store.base import row, vendor
+from ..store.base import make_claim, row, vendor
 from ..tasks import add, wait_for_file
 from . import tasks
 from .test_loop import GateMixin, until
@@ -62,6 +64,25 @@ class SlowTestCase(GateMixin, RunnerTestCase):
 
     def errors(self, result: Any) -> list[str]:
         return [error.exception_class_path for error in result.errors]
+
+
+class StartTests(TransactionTestCase):
+    """From when a timeout counts; no runner takes the row."""
+
+    def test_its_time_is_that_of_the_row(self):
+        """However late the thread gets to the task, or the clock to the attempt."""
+        attempt = Attempt(default_task_backend.job("w1"), make_claim("w1"))
+        attempt.begin()
+        attempt.started -= 60
+        began, over = attempt.started, threading.Event()
+        deadlines = Deadlines(lambda _: over.set(), lambda _: None)
+        self.addCleanup(deadlines.stop)
+        with mock.patch.object(Attempt, "timeout", 50.0):
+            deadlines.watch(attempt)
+            self.assertTrue(over.wait(10))
+        outcome = attempt.run()
+
+        self.assertEqual(attempt._at(began), outcome.started_at)
 
 
 class ThreadTests(SlowTestCase):
