@@ -181,6 +181,7 @@ def depth(count: int, runs: int) -> Iterator[Row]:
 def claims() -> list[float]:
     """Return the median and p99, in ms, of claims of ten rows."""
     from dbtasks import store
+    from dbtasks.execution import outcomes
     from dbtasks.store import workers
 
     rows.add(2000)
@@ -192,21 +193,20 @@ def claims() -> list[float]:
         taken.append((time.perf_counter() - began) * 1000)
         if not found:
             break
-        store.settle(
-            "default", [store.unstarted("default", c)._replace(status="FAILED") for c in found]
-        )
+        ended = [outcomes.not_started("default", claim) for claim in found]
+        store.settle("default", [outcome._replace(status="FAILED") for outcome in ended])
     workers.leave("default", "benchmark")
     return quantiles(taken)
 
 
 def polls() -> list[float]:
-    """Return the median and p99, in ms, of looks at a queue with nothing due."""
+    """Return the median and p99, in ms, of peeks at a queue with nothing due."""
     from dbtasks import store
 
     taken = []
     for _ in range(200):
         began = time.perf_counter()
-        store.look("default", "default", ["default"])
+        store.peek("default", "default", ["default"])
         taken.append((time.perf_counter() - began) * 1000)
     return quantiles(taken)
 

@@ -109,15 +109,17 @@ def raw_sql(count: int) -> float:
     """Return the seconds of claims and finishes in SQL alone, for so many rows."""
     from django.db import connection
 
-    from dbtasks import store
     from dbtasks.models import TABLE
+    from dbtasks.store.claiming import _CLAIM
+    from dbtasks.store.due import due_rows
     from dbtasks.store.rows import Change
+    from dbtasks.store.unit import dialect
 
     rows.fill(count)
-    sql = store._SQL[connection.vendor]
+    sql = dialect(connection)
     began = time.perf_counter()
-    verb = store._CLAIM.format(now=sql.now(connection), hold="")
-    picks = store._picks("default", None)
+    verb = _CLAIM.format(now=sql.now(connection), hold="")
+    picks = due_rows("default", None)
     change = Change(verb, ("raw",), picks, "priority DESC, id", 500)
     while claims := sql.claim(connection, change):
         marks = ", ".join(["%s"] * len(claims))
@@ -169,7 +171,7 @@ def values() -> dict[str, Any]:
     """Return what the ORM writes for one call."""
     from django.utils import timezone
 
-    from dbtasks.backend import uuid7
+    from dbtasks.calls import uuid7
 
     return {
         "id": uuid7(),

@@ -6,6 +6,9 @@ apps, but for those that run tasks, which need the models. Never holds code of i
 
 from typing import TYPE_CHECKING, Any
 
+from .base.context import TaskContext
+from .base.result import TaskResult
+from .base.task import Task, task
 from .exceptions import (
     CrontabError,
     DBTasksError,
@@ -16,17 +19,17 @@ from .exceptions import (
     ScheduleError,
     ScheduleExhausted,
     Snooze,
-    TaskAbandoned,
     TaskCancelled,
     TaskInterrupted,
     TaskNotDue,
     TaskNotFound,
+    TaskReleased,
     TaskTimeout,
     WorkerLost,
 )
-from .periodic import Periodic, periodic
-from .schedule import Crontab, Duration, Every, Schedule
-from .task import Task, TaskContext, TaskResult, task
+from .schedule.duration import Duration
+from .schedule.periodic import Periodic, periodic
+from .schedule.rules import Crontab, Every, Schedule
 
 __all__ = [
     "Crontab",
@@ -44,12 +47,12 @@ __all__ = [
     "ScheduleExhausted",
     "Snooze",
     "Task",
-    "TaskAbandoned",
     "TaskCancelled",
     "TaskContext",
     "TaskInterrupted",
     "TaskNotDue",
     "TaskNotFound",
+    "TaskReleased",
     "TaskResult",
     "TaskTimeout",
     "WorkerLost",

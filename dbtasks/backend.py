@@ -1,14 +1,11 @@
 """``DatabaseBackend``: Django's door to the queue.
 
-Owns validation, the making of rows and of results. Never imports models or the store at module
-level, so that tasks, and with them their backend, can be imported before apps are ready.
+Owns validation, writing calls of tasks, and which backends in TASKS are ours. Never imports models
+or the store at module level, so that tasks, and with them their backend, can be imported before
+Django has loaded its apps.
 """
 
-import os
-import platform
-import secrets
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -17,40 +14,32 @@ from uuid import UUID
 from asgiref.sync import sync_to_async
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DatabaseError, connections, router, transaction
-from django.db.transaction import TransactionManagementError
-from django.tasks import base
+from django.db import connections, router, transaction
+from django.tasks import DEFAULT_TASK_QUEUE_NAME, base, task_backends
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.base import TaskResultStatus
-from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
+from django.tasks.exceptions import InvalidTask, InvalidTaskBackend, TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued
-from django.utils import timezone
 
-from . import options, payload, registry
-from .exceptions import TaskNotFound
-from .task import (
-    Task,
-    TaskResult,
-    decode_policies,
-    make_errors,
-    make_result,
-    policies_of,
-    task_for,
-)
+from . import options
+from .base import registry
+from .base.lengths import MAX_PATH, MAX_QUEUE
+from .base.result import TaskResult
+from .base.task import Task, decode_policies
+from .db.connections import after_commit
+from .exceptions import RunnerError
 
 if TYPE_CHECKING:
-    from .execute import Attempt
+    from .execution.attempt import WorkerContext
     from .models import ScheduledTask, ScheduledTaskQuerySet
-    from .store import NewTask, Outcome
+    from .store import NewTask, Place
 
-try:
-    from uuid import uuid7  # type: ignore[attr-defined,unused-ignore]  # Python 3.14
-except ImportError:
-    from uuid_utils.compat import uuid7
-
-# Names longer than their column are refused here, on every database alike.
-MAX_PATH, MAX_QUEUE = 255, 100
 MISSING_APP = "TASKS[{!r}] uses dbtasks, which is not in INSTALLED_APPS."
+
+# One call: the task, its positional and its keyword arguments.
+Call = tuple[base.Task, Iterable[Any], dict[str, Any]]
+# A call as it is written: its task, its row, and the result for the caller.
+Prepared = tuple[base.Task, "NewTask", TaskResult]
 
 
 class DatabaseBackend(BaseTaskBackend):
@@ -67,17 +56,17 @@ class DatabaseBackend(BaseTaskBackend):
 
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
         super().__init__(alias, params)
-        # Options that are wrong are reported by check(), and raised when they are first needed:
-        # an exception here would keep task modules from being imported, and check from running.
+        # Invalid options are reported by check(), and raised when they are first needed. An
+        # exception here would keep task modules from being imported, and checks from running.
 
     @cached_property
     def config(self) -> options.Options:
-        """The parsed OPTIONS; raise ImproperlyConfigured if one is wrong."""
+        """The parsed OPTIONS; raise ImproperlyConfigured if one is not valid."""
         return options.parse(self.alias, self.options)
 
     @property
     def database(self) -> str:
-        """Alias of the database that holds the rows: a router's word, else OPTIONS' own."""
+        """Alias of the database that holds the rows: what a router says, else OPTIONS."""
         from django.apps import apps
 
         if not apps.is_installed("dbtasks"):
@@ -108,21 +97,19 @@ class DatabaseBackend(BaseTaskBackend):
     def enqueue(self, task: base.Task, args: Iterable[Any], kwargs: dict[str, Any]) -> TaskResult:
         """Write the row of one call, in the caller's transaction; return its result.
 
-        Raise InvalidTask if the task is not valid, TypeError if an argument is not JSON: no row
-        is written then. With the option ``immediate`` the task has run when this returns.
+        Raise InvalidTask if the task is not valid, TypeError if an argument is not JSON; then no
+        row is written. With the option ``immediate`` the task has run when this returns.
         """
         self.validate_task(task)
         row, result = self.prepare(task, args, kwargs)
         self._write([(task, row, result)])
         return result
 
-    def enqueue_many(
-        self, calls: Iterable[tuple[base.Task, Iterable[Any], dict[str, Any]]]
-    ) -> list[TaskResult]:
+    def enqueue_many(self, calls: Iterable[Call]) -> list[TaskResult]:
         """Write the rows of many calls, in a few statements; return their results in order.
 
         Each call is ``(task, args, kwargs)``. All rows are written in the caller's transaction,
-        or none. Raises what enqueue() raises.
+        or none. Raise what enqueue() raises.
         """
         prepared = []
         last = None
@@ -135,9 +122,7 @@ class DatabaseBackend(BaseTaskBackend):
             self._write(prepared)
         return [result for _, _, result in prepared]
 
-    async def aenqueue_many(
-        self, calls: Iterable[tuple[base.Task, Iterable[Any], dict[str, Any]]]
-    ) -> list[TaskResult]:
+    async def aenqueue_many(self, calls: Iterable[Call]) -> list[TaskResult]:
         """See enqueue_many()."""
         return await sync_to_async(self.enqueue_many, thread_sensitive=True)(calls)
 
@@ -148,57 +133,17 @@ class DatabaseBackend(BaseTaskBackend):
 
         Raise TypeError if an argument is not JSON.
         """
-        from . import store
-        from .store import NewTask
+        from .calls import prepare
 
-        limit = self.config.max_payload
-        plain_args, args_text = payload.dump(list(args), "args", limit)
-        plain_kwargs, kwargs_text = payload.dump(dict(kwargs), "kwargs", limit)
-        now = timezone.now()
-        run_after = task.run_after
-        if isinstance(task, Task) and task.delay is not None:
-            # By the clock that will be asked whether it is over.
-            run_after = store.now(self.database) + task.delay
-            task = task_for(task.module_path, task, {"run_after": run_after, "delay": None})
-        policy = policies_of(task)
-        row = NewTask(
-            id := uuid7(),
-            task.module_path,
-            self.alias,
-            task.queue_name,
-            int(task.priority),
-            args_text,
-            kwargs_text,
-            payload.text(policy) if policy else None,
-            now,
-            run_after,
-        )
-        result = make_result(
-            {
-                "task": task,
-                "id": str(id),
-                "status": TaskResultStatus.READY,
-                "enqueued_at": now,
-                "started_at": None,
-                "finished_at": None,
-                "last_attempted_at": None,
-                "args": plain_args,
-                "kwargs": plain_kwargs,
-                "backend": self.alias,
-                "errors": [],
-                "worker_ids": [],
-            }
-        )
-        return row, result
+        return prepare(self.alias, self.database, self.config, task, args, kwargs)
 
-    def _write(self, prepared: Sequence[tuple[base.Task, "NewTask", TaskResult]]) -> None:
+    def _write(self, prepared: Sequence[Prepared]) -> None:
         """Write the rows now, or when the caller's transaction commits, as each task wants it."""
-        groups: dict[bool | str, list[Any]] = {}
+        groups: dict[bool | str, list[Prepared]] = {}
         for call in prepared:
             own = getattr(call[0], "enqueue_on_commit", None)
-            groups.setdefault(self.config.enqueue_on_commit if own is None else own, []).append(
-                call
-            )
+            later = self.config.enqueue_on_commit if own is None else own
+            groups.setdefault(later, []).append(call)
         for later, calls in groups.items():
             if later:
                 using = later if isinstance(later, str) else None
@@ -206,136 +151,76 @@ class DatabaseBackend(BaseTaskBackend):
             else:
                 self._write_now(calls)
 
-    def _write_now(self, prepared: Sequence[tuple[base.Task, "NewTask", TaskResult]]) -> None:
+    def _write_now(self, prepared: Sequence[Prepared]) -> None:
         from . import store, wakeup
 
         db = self.database
-        rows = [row._replace(id=store.key(db, row.id)) for _, row, _ in prepared]
+        rows = [row._replace(id=store.pk_text(db, row.id)) for _, row, _ in prepared]
         hint = None if self.config.immediate else wakeup.hint(db, self.alias)
-        is_told = store.enqueue(db, rows, hint)
-        self.announce([result for _, _, result in prepared], is_told)
+        is_notified = store.enqueue(db, rows, hint)
+        self.announce(rows, [result for _, _, result in prepared], is_notified)
         if self.config.immediate:
-            for row, (_, _, result) in zip(rows, prepared, strict=True):
-                self._run_now(db, row.id, result)
+            from .immediate import run_now
+            from .liveness.identity import make_worker_id
 
-    def announce(self, results: Iterable[TaskResult], is_told: bool = False) -> None:
+            for row, (_, _, result) in zip(rows, prepared, strict=True):
+                run_now(self.context(make_worker_id()), row.id, result)
+
+    def announce(
+        self,
+        rows: Iterable["NewTask"],
+        results: Iterable[TaskResult],
+        is_notified: bool = False,
+    ) -> None:
         """Tell of rows that were written: receivers of signals, and, after the commit, runners.
 
-        Other processes have heard of it already if `is_told`.
+        Other processes have heard of it already if `is_notified`.
         """
-        from . import wakeup
+        from .store import Place
 
         if self.config.signals:
             for result in results:
                 task_enqueued.send_robust(sender=type(self), task_result=result)
         if not self.config.immediate:
-            db = self.database
-            _after_commit(db, lambda: wakeup.notify(db, self.alias, is_told))
+            self.rows_due(
+                (
+                    Place(row.queue_name, row.priority, row.id)
+                    for row in rows
+                    if row.run_after is None or row.run_after <= row.enqueued_at
+                ),
+                is_notified,
+            )
 
-    def _run_now(self, db: str, id: Any, result: TaskResult) -> None:
-        """Run the row just written in this thread, unless its run_after is to come."""
-        from . import execute, liveness, store
-        from .models import READY, Hold
+    def rows_due(self, places: Iterable["Place"], is_notified: bool = False) -> None:
+        """Tell runners, after the commit, that rows of this backend became due."""
+        from . import wakeup
 
-        worker_id = make_worker_id()
-        with liveness.alive(db, worker_id, self.alias, self.config.worker_timeout):
-            claim = store.claim_one(db, self.alias, worker_id, id, Hold.IMMEDIATE)
-            if claim is None:
-                return
-            attempt = execute.Attempt(self.job(worker_id), claim)
-            attempt.task = result.task
-            outcome = self._run_inside(attempt, result.task.module_path)
-            if not store.settle(db, [outcome]) and outcome.status == READY:
-                store.settle(db, [attempt.cancelled(outcome)])
-        result.refresh()
-        if isinstance(attempt.error, KeyboardInterrupt):
-            raise attempt.error
+        db, alias = self.database, self.alias
+        after_commit(db, lambda: wakeup.became_due(db, alias, places, is_notified=is_notified))
 
-    def _run_inside(self, attempt: "Attempt", path: str) -> "Outcome":
-        """Run the attempt in the caller's transactions, if there are any; leave them usable.
-
-        There a task that fails, or swallows an error of the database, is undone to a savepoint:
-        PostgreSQL would refuse every later statement, ours included.
-        """
-        from . import execute
-
-        with ExitStack() as stack:
-            joined = [c for c in connections.all(initialized_only=True) if c.in_atomic_block]
-            for connection in joined:
-                stack.enter_context(transaction.atomic(connection.alias))
-            depths = [len(connection.atomic_blocks) for connection in joined]
-            outcome = attempt.run()
-            for connection, depth in zip(joined, depths, strict=True):
-                execute.roll_back_open(connection, depth, path)
-            if attempt.error is None and any(map(_is_broken, joined)):
-                outcome = attempt.broken(
-                    TransactionManagementError(
-                        "The task went on after an error of the database, inside the caller's "
-                        "transaction: what it wrote is undone."
-                    )
-                )
-            if attempt.error is not None:
-                for connection in joined:
-                    transaction.set_rollback(True, using=connection.alias)
-        if not joined:
-            execute.leave_clean(path)
-        return outcome
-
-    def job(self, worker_id: str) -> Any:
+    def context(self, worker_id: str) -> "WorkerContext":
         """Return what the attempts of a worker of this backend share."""
-        from .execute import Job
+        from .execution.attempt import WorkerContext
 
-        return Job(type(self), self.alias, self.database, self.config, worker_id)
+        return WorkerContext(type(self), self.alias, self.database, self.config, worker_id)
 
     # Results
 
     def get_result(self, result_id: str) -> TaskResult:
         """Return the result of that id, as it stands in the database now.
 
-        Raise TaskResultDoesNotExist if this backend has no such row; a malformed id is none.
+        Raise TaskResultDoesNotExist if this backend has no such row, or the id is malformed.
         """
-        from .models import ScheduledTask
-
-        try:
-            rows = ScheduledTask.objects.using(self.database)
-            return self.result_of(rows.get(pk=_uuid(result_id), backend=self.alias))
-        except (ValueError, ScheduledTask.DoesNotExist):
-            raise TaskResultDoesNotExist(result_id) from None
+        row = self._own(result_id).first()
+        if row is None:
+            raise TaskResultDoesNotExist(result_id)
+        return self.result_of(row)
 
     def result_of(self, row: "ScheduledTask") -> TaskResult:
         """Return the result that the row holds, also if its function is gone."""
-        try:
-            found = registry.find(row.task_path, self.config.task_modules)
-        except TaskNotFound:
-            found = None
-        running = [row.worker_id] if row.worker_id else []
-        return make_result(
-            {
-                "task": task_for(
-                    row.task_path,
-                    found,
-                    {
-                        "priority": row.priority,
-                        "queue_name": row.queue_name,
-                        "backend": row.backend,
-                        "run_after": row.run_after,
-                        **decode_policies(row.policy),
-                    },
-                ),
-                "id": str(row.pk),
-                "status": TaskResultStatus(row.status),
-                "enqueued_at": row.enqueued_at,
-                "started_at": row.started_at or (row.last_attempted_at if running else None),
-                "finished_at": row.finished_at,
-                "last_attempted_at": row.last_attempted_at,
-                "args": row.args,
-                "kwargs": row.kwargs,
-                "backend": row.backend,
-                "errors": make_errors(row.errors or []),
-                "worker_ids": (row.worker_ids or []) + running,
-                "_return_value": row.return_value,
-            }
-        )
+        from .calls import result_of
+
+        return result_of(row, self.config)
 
     def is_finished(self, result_id: str) -> bool:
         """Tell whether the task has ended; raise TaskResultDoesNotExist if there is no such row."""
@@ -345,49 +230,47 @@ class DatabaseBackend(BaseTaskBackend):
         if not row.is_finished and connections[self.database].in_atomic_block:
             raise RuntimeError(
                 f"Task {row.pk} cannot be waited for inside a transaction: a runner sees the row "
-                "only once that is committed. Wait after the atomic() block."
+                "only once it is committed. Wait after the atomic() block."
             )
         return row.is_finished
-
-    def _own_ids(self, result_id: Any) -> list[UUID]:
-        return list(self._own(result_id).values_list("pk", flat=True))
-
-    def _own(self, result_id: Any) -> "ScheduledTaskQuerySet":
-        """Return this backend's row with that id, or nothing; a malformed id is none."""
-        from .models import ScheduledTask
-
-        rows = ScheduledTask.objects.using(self.database).filter(backend=self.alias)
-        try:
-            return rows.filter(pk=_uuid(result_id))
-        except ValueError:
-            return rows.none()
 
     async def ais_finished(self, result_id: str) -> bool:
         """See is_finished()."""
         return await sync_to_async(self.is_finished, thread_sensitive=True)(result_id)
 
-    # Acts by hand
+    def _own(self, result_id: Any) -> "ScheduledTaskQuerySet":
+        """Return this backend's row with that id, or nothing, as for a malformed id."""
+        from .models import ScheduledTask
+
+        rows = ScheduledTask.objects.using(self.database).filter(backend=self.alias)
+        try:
+            return rows.filter(pk=UUID(str(result_id)))
+        except ValueError:
+            return rows.none()
+
+    # Manual operations
 
     def cancel(self, result_id: str) -> bool:
-        """Cancel the task: a row that waits ends at once, a running one is asked to end.
+        """Cancel the task: a waiting row ends at once, a running one is asked to end.
 
-        Return False if it has finished, or there is no such row. It becomes FAILED, with
-        TaskCancelled among its errors; a running one within seconds, unless its task succeeds
-        before it is stopped.
+        Return False if it has finished, or there is no such row. The row becomes FAILED, with
+        TaskCancelled in its errors. A running task ends within seconds, unless it succeeds first.
         """
-        from . import store
+        from .operations import cancel
 
-        db, ids = self.database, self._own_ids(result_id)
-
-        def waiting() -> int:
-            return store.cancel(db, ids, self.retain_failed)
-
-        # Once more, for a row that was running when we first looked and then waits for a retry.
-        return bool(waiting() or store.request_cancel(db, ids) or waiting())
+        return cancel(self.database, self._own(result_id), self.retain_failed)
 
     async def acancel(self, result_id: str) -> bool:
         """See cancel()."""
         return await sync_to_async(self.cancel, thread_sensitive=True)(result_id)
+
+    def retry(self, result_id: str) -> bool:
+        """Make the row READY again if it is FAILED; return whether that was so."""
+        from .operations import RETRY
+
+        return bool(RETRY.apply(self.database, self._own(result_id), self.retain_failed))
+
+    # Policies of rows
 
     def retain_failed(self, row: "ScheduledTask") -> timedelta | None:
         """Return how long the row stays if it fails: by the call, the task, or the options."""
@@ -395,22 +278,13 @@ class DatabaseBackend(BaseTaskBackend):
         return stay or self.config.retain(row.task_path, TaskResultStatus.FAILED)
 
     def may_retry_lost(self, row: "ScheduledTask") -> bool:
-        """Tell whether the row may start again after its runner was lost."""
-        return (self._policy(row, "on_lost") or self.config.on_lost) == "retry"
+        """Tell whether the row may start again after its worker was lost."""
+        return bool((self._policy(row, "on_lost") or self.config.on_lost) == "retry")
 
     def _policy(self, row: "ScheduledTask", name: str) -> Any:
-        """Return the call's own policy, else that of the task, as far as it is imported."""
+        """Return the call's own policy, else that of the task, if it is imported."""
         call = decode_policies(row.policy).get(name)
         return getattr(registry.get(row.task_path), name, None) if call is None else call
-
-    def retry(self, result_id: str) -> bool:
-        """Make the row READY again if it is FAILED; return whether that was so."""
-        from . import store, wakeup
-
-        db = self.database
-        done = bool(store.retry(db, self._own_ids(result_id)))
-        _after_commit(db, lambda: wakeup.notify(db, self.alias))
-        return done
 
     # Checks
 
@@ -431,29 +305,53 @@ class DatabaseBackend(BaseTaskBackend):
         return found + [checks.Error(sentence, id="dbtasks.E002") for sentence in wrong]
 
 
-def _is_broken(connection: Any) -> bool:
-    """Tell whether the connection's transaction can only be rolled back."""
+# Which backends in TASKS are ours
+
+
+def our_backends() -> list[DatabaseBackend]:
+    """Return the backends in TASKS that keep their tasks as rows, in their order."""
+    found = (backend_of(alias) for alias in task_backends.settings)
+    return [backend for backend in found if backend is not None]
+
+
+def backend_of(alias: str) -> DatabaseBackend | None:
+    """Return the backend of that alias; None if it is not in TASKS, or not ours."""
     try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-    except DatabaseError:
-        return True
-    return bool(connection.needs_rollback)
+        backend = task_backends[alias]
+    except InvalidTaskBackend:
+        return None
+    return backend if isinstance(backend, DatabaseBackend) else None
 
 
-def _after_commit(db: str, tell: Callable[[], None]) -> None:
-    """Call it once the caller's transaction has committed, or now if there is none."""
-    connection = connections[db]
-    # With autocommit switched off nobody knows when that is, and runners will poll.
-    if connection.in_atomic_block or connection.get_autocommit():
-        transaction.on_commit(tell, using=db)
+def retain_failed(row: "ScheduledTask") -> timedelta | None:
+    """Return how long the row stays if it fails; None, for ever, if its backend is gone."""
+    backend = backend_of(row.backend)
+    return backend.retain_failed(row) if backend else None
 
 
-def _uuid(result_id: Any) -> UUID:
-    return result_id if isinstance(result_id, UUID) else UUID(str(result_id))
+def check_backend(alias: str) -> DatabaseBackend:
+    """Return the backend of that alias; raise RunnerError if no runner can serve it.
+
+    Raise ImproperlyConfigured if its options are not valid.
+    """
+    if alias not in task_backends.settings:
+        known = ", ".join(map(repr, task_backends.settings))
+        raise RunnerError(f"There is no backend {alias!r} in TASKS. Choose one of {known}.")
+    backend = task_backends[alias]
+    if not isinstance(backend, DatabaseBackend):
+        raise RunnerError(
+            f"TASKS[{alias!r}] uses {type(backend).__name__}; a runner serves DatabaseBackend only."
+        )
+    if backend.config.immediate:
+        raise RunnerError(f"TASKS[{alias!r}] is immediate: its tasks run inside enqueue().")
+    return backend
 
 
-def make_worker_id(name: str | None = None) -> str:
-    """Return an id that no other process start has: the name, or host and pid, then chance."""
-    name = name or f"{platform.node() or 'host'}-{os.getpid()}"
-    return f"{name[:100]}-{secrets.token_hex(4)}"
+def home_of_our_tasks() -> dict[str, Any]:
+    """Return backend and queue for a task of ours: the first backend, and a queue it allows."""
+    for backend in our_backends():
+        allowed = sorted(backend.queues) or [DEFAULT_TASK_QUEUE_NAME]
+        is_usual = DEFAULT_TASK_QUEUE_NAME in allowed
+        queue_name = DEFAULT_TASK_QUEUE_NAME if is_usual else allowed[0]
+        return {"backend": backend.alias, "queue_name": queue_name}
+    return {}

@@ -4,7 +4,6 @@ Owns the checks that look beyond a backend's own OPTIONS, at databases and queue
 connection: ``manage.py check`` works while the database is away.
 """
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,20 +12,16 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.db import connections
 from django.tasks import DEFAULT_TASK_QUEUE_NAME, task_backends
 
-from . import registry
-from .backend import MAX_QUEUE, DatabaseBackend
-from .models import MAX_BACKEND
+from .backend import DatabaseBackend
+from .base import registry
+from .base.lengths import MAX_BACKEND, MAX_QUEUE
+from .firing import entries_of, problems
+from .options.runner import default_workers
 from .store import SUPPORTED
-from .ticker import plans_of, problems
 
-# Connections of a runner beside one a thread: loop, finisher, heart, ticker, maintenance, report.
+# Connections beside one a thread: loop, writer, heartbeat, scheduler, purger and report.
+# report.
 OWN_CONNECTIONS = 6
-
-
-def default_workers() -> int:
-    """Return how many threads a runner has unless told: the processors but one, at least one."""
-    count = getattr(os, "process_cpu_count", os.cpu_count)()
-    return max(1, (count or 1) - 1)
 
 
 def check_backends(**kwargs: Any) -> list[CheckMessage]:
@@ -68,8 +63,8 @@ def _check_names(backend: DatabaseBackend) -> Iterator[CheckMessage]:
             )
     if queues and DEFAULT_TASK_QUEUE_NAME not in queues:
         yield Warning(
-            f"{place}['QUEUES'] lacks {DEFAULT_TASK_QUEUE_NAME!r}: tasks that name no queue are "
-            "refused.",
+            f"{place}['QUEUES'] does not contain {DEFAULT_TASK_QUEUE_NAME!r}: tasks without a "
+            "queue_name are refused.",
             hint=f"Add {DEFAULT_TASK_QUEUE_NAME!r}, or give every task a queue_name.",
             id="dbtasks.W001",
         )
@@ -84,7 +79,7 @@ def _check_periodic(backend: DatabaseBackend) -> Iterator[CheckMessage]:
             hint="Name a task, and arguments that it takes.",
             id="dbtasks.E010",
         )
-    if backend.config.immediate and plans_of(backend):
+    if backend.config.immediate and entries_of(backend):
         yield Warning(
             f"TASKS[{backend.alias!r}] is immediate: no runner serves it, so its schedules never "
             "fire.",
@@ -105,8 +100,8 @@ def _check_database(db: str) -> Iterator[CheckMessage]:
         )
     elif connection.vendor == "sqlite" and options.get("transaction_mode") != "IMMEDIATE":
         yield Warning(
-            f"{place} lacks 'transaction_mode': 'IMMEDIATE': a transaction that reads before it "
-            "writes fails with 'database is locked' as soon as a runner writes.",
+            f"{place} does not contain 'transaction_mode': 'IMMEDIATE'. A transaction that reads "
+            "before it writes fails with 'database is locked' when a runner writes.",
             hint=f"Set {place}['transaction_mode'] = 'IMMEDIATE'.",
             id="dbtasks.W002",
         )
@@ -114,8 +109,8 @@ def _check_database(db: str) -> Iterator[CheckMessage]:
         level = options.get("isolation_level", "read committed")
         if str(level).lower() != "read committed":
             yield Warning(
-                f"{place}['isolation_level'] is {level!r}: runners and enqueue() lock more than "
-                "their rows and run into deadlocks.",
+                f"{place}['isolation_level'] is {level!r}. Runners and enqueue() lock more than "
+                "their rows and cause deadlocks.",
                 hint="Use Django's default, 'read committed'.",
                 id="dbtasks.W003",
             )

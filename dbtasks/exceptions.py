@@ -21,7 +21,7 @@ class ScheduleError(DBTasksError, ValueError):
 
 
 class CrontabError(ScheduleError):
-    """The text is no cron line."""
+    """The text is not a valid cron expression."""
 
 
 class ScheduleExhausted(DBTasksError):
@@ -29,7 +29,7 @@ class ScheduleExhausted(DBTasksError):
 
 
 class TaskNotFound(DBTasksError):
-    """The row names a function that is no registered task."""
+    """The row names a function that is not a registered task."""
 
 
 class TaskNotDue(DBTasksError):
@@ -45,22 +45,22 @@ class TaskTimeout(DBTasksError):
 
 
 class TaskInterrupted(BaseException):
-    """The task is over: it took too long, or was cancelled.
+    """The task is interrupted: it took too long, or was cancelled.
 
-    Raised in the midst of a task's code, and no Exception, so that ``except Exception`` does not
-    keep the task alive. Let it pass.
+    It is raised in the middle of the task's code. It derives from BaseException, so
+    ``except Exception`` cannot swallow it. Do not catch it.
     """
 
 
-class TaskAbandoned(DBTasksError):
+class TaskReleased(DBTasksError):
     """The runner stopped before the task ended."""
 
 
 class Retry(DBTasksError):
-    """The task asked to be tried again.
+    """The task asked to be retried.
 
-    Raised inside a task, it ends the attempt as a failed one. `delay` is in seconds; None leaves
-    it to the backoff.
+    Raised inside a task, it fails this attempt and tries again after `delay` seconds. Without a
+    delay the backoff decides.
     """
 
     def __init__(self, message: str | None = None, *, delay: float | None = None) -> None:
@@ -69,10 +69,10 @@ class Retry(DBTasksError):
 
 
 class Snooze(DBTasksError):
-    """The task asked to be run later.
+    """The task asked to run later.
 
-    Raised inside a task, it ends this run without counting it as an attempt. `delay` is in
-    seconds.
+    Raised inside a task, it ends this run without using an attempt. The task runs again after
+    `delay` seconds.
     """
 
     def __init__(self, delay: float) -> None:
@@ -81,11 +81,11 @@ class Snooze(DBTasksError):
 
 
 class Discard(DBTasksError):
-    """The task asked not to be tried again."""
+    """The task asked not to be retried."""
 
 
 class WorkerLost(DBTasksError):
-    """The runner was lost while it had the task."""
+    """The worker was lost while it ran the task."""
 
 
 class RunnerError(DBTasksError):

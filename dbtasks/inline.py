@@ -23,16 +23,18 @@ from django.db import (
 from django.tasks import TaskResultStatus
 from django.utils import timezone
 
-from . import payload, store
-from .backend import make_worker_id
+from . import stats, store, wakeup
+from .backend import check_backend
+from .base import payload
+from .base.result import TaskResult, make_errors, make_result
+from .db.connections import leave_clean, roll_back_open
 from .exceptions import TaskNotDue
-from .execute import Attempt, leave_clean, roll_back_open
-from .finisher import Ended, settle, unstorable
-from .liveness import alive
-from .models import READY, Hold, ScheduledTask
-from .runner import check_backend
+from .execution.attempt import Attempt
+from .execution.running import run
+from .execution.settling import Ended, settle, unstorable
+from .liveness.beat import alive
+from .liveness.identity import make_worker_id
 from .store import Claim, Outcome
-from .task import TaskResult, make_errors, make_result
 
 logger = logging.getLogger("dbtasks.inline")
 
@@ -41,7 +43,7 @@ def process_one(queue_name: str | None = None, backend: str = "default") -> Task
     """Run the best due row, of that queue or of all, in this thread; return its result.
 
     Best is highest priority, then oldest. Return None if nothing is due. A task that fails is a
-    FAILED result, not an exception; Ctrl-C gives its row back and is raised again. Raise
+    FAILED result, not an exception; Ctrl-C requeues its row and is raised again. Raise
     RuntimeError inside a transaction, RunnerError if the backend is immediate or none of ours.
     """
     with Inline(backend) as inline:
@@ -73,13 +75,7 @@ def pending_count(queue_name: str | None = None, backend: str = "default") -> in
     Works inside a transaction too, and then sees what that sees. Raise RunnerError if the
     backend is immediate or none of ours.
     """
-    db = check_backend(backend).database
-    rows = ScheduledTask.objects.using(db).filter(backend=backend)
-    if queue_name is not None:
-        rows = rows.filter(queue_name=queue_name)
-    come = rows.filter(status=READY, hold=Hold.SCHEDULED, run_after__lte=store.now(db))
-    # Three counts, because each has an index and a disjunction has none.
-    return rows.due().count() + rows.suspect().count() + come.count()
+    return stats.pending_count(check_backend(backend).database, backend, queue_name)
 
 
 def run_task(id: str | UUID, allow_retry: bool = False, backend: str = "default") -> TaskResult:
@@ -121,7 +117,7 @@ class Inline:
     """Claims and runs rows of one backend, one at a time, in the thread that asks.
 
     As a context manager it is a live worker from its first claim to the end: should the process
-    be killed, a runner misses it and gives its row back.
+    be killed, a runner misses it and requeues its row.
 
     Raise RuntimeError inside a transaction of the caller, RunnerError if the backend is immediate
     or none of ours.
@@ -131,57 +127,55 @@ class Inline:
         self.backend = check_backend(alias)
         _refuse_transaction()
         self.db = self.backend.database
-        self.job = self.backend.job(make_worker_id())
-        self._life: ExitStack | None = None
-        self._is_known = False
+        self.context = self.backend.context(make_worker_id())
+        # What ends with the block; whether there is one; whether this is a live worker.
+        self._life = ExitStack()
+        self._has_life = self._is_known = False
 
     def __enter__(self) -> Self:
-        self._life = ExitStack()
+        self._has_life = True
         return self
 
     def __exit__(self, *_: Any) -> None:
-        assert self._life is not None
         self._life.close()
 
     def _join(self) -> None:
         """Become a live worker, if this is to be one."""
-        if self._life is not None and not self._is_known:
-            who = (self.db, self.job.worker_id, self.backend.alias)
+        if self._has_life and not self._is_known:
+            who = (self.db, self.context.worker_id, self.backend.alias)
             timeout = self.backend.config.worker_timeout
             self._is_known = self._life.enter_context(alive(*who, timeout))
 
     def claim(self, queue_name: str | None = None) -> Claim | None:
         """Claim the best due row; return None if nothing is due. Held rows may have come due."""
         queues = None if queue_name is None else [queue_name]
-        look = self._promote(queues)
-        if not (look.due or look.suspect):
+        found = self._promote(queues)
+        if not (found.due or found.quarantined):
             return None
         self._join()
-        who = (self.db, self.backend.alias, self.job.worker_id)
+        who = (self.db, self.backend.alias, self.context.worker_id)
         claims = store.claim(*who, 1, queues, registered=self._is_known)
         if claims:
             return claims[0]
         # What runs here runs alone.
-        return store.claim_suspect(*who, queues, registered=self._is_known)
+        return store.claim_quarantined(*who, queues, registered=self._is_known)
 
     def claim_one(self, id: UUID) -> Claim | None:
         """Claim the row with that id; return None if it is not due."""
         self._promote()
         self._join()
-        return store.claim_one(self.db, self.backend.alias, self.job.worker_id, id)
+        return store.claim_one(self.db, self.backend.alias, self.context.worker_id, id)
 
-    def _promote(self, queues: list[str] | None = None) -> store.Look:
-        """Make due what has come due; a glance, which locks nothing, is all it mostly takes.
-
-        Return what it shows of those queues, or of all.
-        """
+    def _promote(self, queues: list[str] | None = None) -> store.QueuePeek:
+        """Make due what has come due; return what the head of those queues, or of all, shows."""
         alias = self.backend.alias
         while True:
-            look = store.look(self.db, alias, queues)
-            is_late = look.next_due is not None and look.next_due <= 0
-            # Should none be promoted, somebody else is at it, and holds those rows.
-            if not is_late or not store.promote(self.db, alias):
-                return look
+            found = store.peek(self.db, alias, queues)
+            is_late = found.next_due is not None and found.next_due <= 0
+            # If none is promoted, somebody else is at it and has locked those rows.
+            if not is_late or not (places := store.promote(self.db, alias)):
+                return found
+            wakeup.became_due(self.db, alias, places, only_here=True)
 
     def run(self, claim: Claim) -> Ended:
         """Run the claimed row and settle it; return the attempt and what became of it.
@@ -189,14 +183,14 @@ class Inline:
         The row is settled whatever happens. Raise KeyboardInterrupt if Ctrl-C broke in: the row
         is READY again then, to be started anew.
         """
-        attempt = Attempt(self.job, claim)
+        attempt = Attempt(self.context, claim)
         outcome: Outcome | None = None
         try:
             with _alone(claim.task_path):
-                outcome = attempt.run()
+                outcome = run(attempt)
         finally:
             if outcome is None or attempt.interrupted:
-                outcome = attempt.abandon()
+                outcome = attempt.release()
             outcome = self._settle(attempt, outcome)
         if attempt.interrupted and attempt.error is not None:
             raise attempt.error

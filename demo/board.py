@@ -9,8 +9,9 @@ from typing import Any
 from django.db.models import Count
 
 from dbtasks import store
-from dbtasks.models import FAILED, READY, RUNNING, SUCCESSFUL, Hold, ScheduledTask, Worker
-from dbtasks.report import plain, span
+from dbtasks.base.result import FAILED, READY, RUNNING, SUCCESSFUL
+from dbtasks.console.terminal import humanize_seconds, printable
+from dbtasks.models import Hold, ScheduledTask, Worker
 
 from . import tasks
 
@@ -124,11 +125,11 @@ def _state(row: ScheduledTask) -> tuple[str, str]:
 def _detail(row: ScheduledTask) -> str:
     """Return the result, or the last error in one line."""
     if row.status == SUCCESSFUL:
-        return plain(str(row.return_value), LONGEST)
+        return printable(str(row.return_value), LONGEST)
     if row.errors:
         path, text = row.errors[-1]
         lines = text.strip().splitlines()
-        return plain(lines[-1] if lines else path, LONGEST)
+        return printable(lines[-1] if lines else path, LONGEST)
     return ""
 
 
@@ -146,11 +147,13 @@ def _timing(row: ScheduledTask, now: datetime) -> str:
     # The first start is written when the first attempt ends.
     started_at = row.started_at or row.last_attempted_at
     verb = "waiting for" if started_at is None else "waited"
-    parts.append(f"{verb} {span(((started_at or now) - row.enqueued_at).total_seconds())}")
+    parts.append(
+        f"{verb} {humanize_seconds(((started_at or now) - row.enqueued_at).total_seconds())}"
+    )
     if row.last_attempted_at is not None and row.status != READY:
         end = row.finished_at or now
         verb = "took" if row.is_finished else "running for"
-        parts.append(f"{verb} {span((end - row.last_attempted_at).total_seconds())}")
+        parts.append(f"{verb} {humanize_seconds((end - row.last_attempted_at).total_seconds())}")
     most = _BY_PATH[row.task_path].task.max_attempts
     if row.attempt and most and most > 1:
         parts.append(f"attempt {row.attempt} of {most}")

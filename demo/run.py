@@ -13,8 +13,8 @@ from typing import Any
 from django.db.models import Count
 from django.tasks import TaskResultStatus
 
+from dbtasks.base.result import FINISHED
 from dbtasks.models import ScheduledTask, ScheduledTaskQuerySet
-from dbtasks.options import FINISHED
 
 from .tasks import as_text, measure
 

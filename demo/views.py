@@ -13,7 +13,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from .board import BLANK, KINDS, MOST_UNFINISHED, board, rows
 
 # Tasks that one click may enqueue.
-MOST = 50
+MAX_COUNT = 50
 
 
 class EnqueueForm(forms.Form):
@@ -23,7 +23,7 @@ class EnqueueForm(forms.Form):
         choices=[(kind.name, kind.title) for kind in KINDS.values()], initial="quick"
     )
     text = forms.CharField(max_length=40, initial="world", label="Name")
-    count = forms.IntegerField(min_value=1, max_value=MOST, initial=1, label="How many")
+    count = forms.IntegerField(min_value=1, max_value=MAX_COUNT, initial=1, label="How many")
 
     def clean(self) -> None:
         """Refuse more where much is left to do."""

@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-STORE, WORKERS = "store/__init__.py", "store/workers.py"
+DUE, CLAIMING, ROWS = "store/due.py", "store/claiming.py", "store/rows.py"
+OPERATIONS, PURGING, WORKERS = "store/operations.py", "store/purging.py", "store/workers.py"
+RESCUE, OUTCOMES, INITIAL = "rescue.py", "execution/outcomes.py", "migrations/0001_queue.py"
+POSTGRESQL, MYSQL, SQLITE = (
+    f"store/dialects/{name}.py" for name in ("postgresql", "mysql", "sqlite")
+)
 # What tells on a guard, quickest first: the run ends at the first failure.
 TESTS = [f"tests.store.{name}" for name in ("test_guards", "test_transitions", "test_workers")]
 
@@ -46,47 +51,48 @@ class Mutation(NamedTuple):
 
 MUTATIONS = [
     # Claims
-    Mutation(STORE, "_DUE = f\"status = '{READY}' AND hold = ''\"", "_DUE = \"hold = ''\""),
-    Mutation(
-        STORE, "_DUE = f\"status = '{READY}' AND hold = ''\"", "_DUE = f\"status = '{READY}'\""
-    ),
-    Mutation(STORE, "_STARTABLE = f\"status = '{READY}' AND hold IN", '_STARTABLE = f"hold IN'),
-    Mutation(STORE, "{_DUE} AND backend = %s AND attempt", "{_DUE} AND %s <> '' AND attempt"),
-    Mutation(STORE, "{_DUE} AND backend = %s AND queue_name", "{_DUE} AND %s <> '' AND queue_name"),
-    Mutation(STORE, "AND queue_name = %s AND", "AND %s <> '' AND"),
-    Mutation(STORE, "{_STARTABLE} AND backend = %s AND id", "{_STARTABLE} AND %s <> '' AND id"),
-    Mutation(STORE, "fence = fence + 1, ", "fence = fence, "),
-    Mutation(STORE, '"attempt = attempt + 1, ', '"attempt = attempt, '),
-    Mutation(STORE, "WHERE worker_id = %s AND state = 'live')", "WHERE worker_id = %s)"),
-    Mutation(STORE, "if registered:\n        picks", "if False:\n        picks"),
-    Mutation(STORE, "if registered:\n        pick =", "if False:\n        pick ="),
+    Mutation(DUE, "DUE = f\"status = '{READY}' AND hold = ''\"", "DUE = \"hold = ''\""),
+    Mutation(DUE, "DUE = f\"status = '{READY}' AND hold = ''\"", "DUE = f\"status = '{READY}'\""),
+    Mutation(CLAIMING, "_STARTABLE = f\"status = '{READY}' AND hold IN", '_STARTABLE = f"hold IN'),
+    Mutation(DUE, "{DUE} AND backend = %s AND attempt", "{DUE} AND %s <> '' AND attempt"),
+    Mutation(DUE, "{DUE} AND backend = %s AND queue_name", "{DUE} AND %s <> '' AND queue_name"),
+    Mutation(DUE, "AND queue_name = %s AND", "AND %s <> '' AND"),
+    Mutation(CLAIMING, "{_STARTABLE} AND backend = %s AND id", "{_STARTABLE} AND %s <> '' AND id"),
+    Mutation(CLAIMING, "fence = fence + 1, ", "fence = fence, "),
+    Mutation(CLAIMING, '"attempt = attempt + 1, ', '"attempt = attempt, '),
+    Mutation(CLAIMING, "WHERE worker_id = %s AND state = 'live')", "WHERE worker_id = %s)"),
+    Mutation(CLAIMING, "if registered:\n        picks", "if False:\n        picks"),
+    Mutation(CLAIMING, "if registered:\n        pick =", "if False:\n        pick ="),
     # Hold and time
-    Mutation(STORE, "_HELD = f\"status = '{READY}' AND NOT", '_HELD = f"NOT'),
-    Mutation(STORE, " AND hold = '{{}}' AND backend = %s", " AND backend = %s"),
-    Mutation(STORE, "'{{}}' AND backend = %s", "'{{}}' AND %s <> ''"),
-    Mutation(STORE, 'f"CASE WHEN lost >= {SUSPECT} THEN', 'f"CASE WHEN lost < 0 THEN'),
-    Mutation(STORE, "When(lost__gte=SUSPECT", "When(lost__lt=0"),
-    Mutation(STORE, " AND queue_name IN (", " AND queue_name NOT IN ("),
-    Mutation(STORE, " AND run_after <= {sql.now(connection)}"),
+    Mutation(DUE, "_HELD = f\"status = '{READY}' AND NOT", '_HELD = f"NOT'),
+    Mutation(DUE, " AND hold = '{{}}' AND backend = %s", " AND backend = %s"),
+    Mutation(DUE, "'{{}}' AND backend = %s", "'{{}}' AND %s <> ''"),
+    Mutation(DUE, "hold_of('run_after', 'lost', now)", "hold_of('run_after', '0', now)"),
+    Mutation(OPERATIONS, 'hold=_hold(db, "lost")', 'hold=_hold(db, "0")'),
+    Mutation(DUE, " AND queue_name IN (", " AND queue_name NOT IN ("),
+    Mutation(DUE, " AND run_after <= {now}"),
+    Mutation(ROWS, "WHEN {run_after} > {now} THEN 'scheduled' ", ""),
+    Mutation(ROWS, "WHEN {lost} >= {QUARANTINE_AFTER} THEN", "WHEN {lost} < 0 THEN"),
     # Deletes
-    Mutation(STORE, "delete_after <= {sql.now(connection)} AND "),
-    Mutation(STORE, " AND {_FINISHED} AND", " AND"),
-    Mutation(STORE, "AND {_FINISHED} AND backend = %s", "AND {_FINISHED} AND %s <> ''"),
-    Mutation(STORE, "_by_hand(db, ids).finished()", "_by_hand(db, ids)"),
-    Mutation(STORE, "rows.filter(delete_after__lte=now(db))", "rows"),
-    Mutation(STORE, "doomed = rows.filter", "doomed = ScheduledTask.objects.using(db).filter"),
-    Mutation(STORE, "using(db).finished().filter(status", "using(db).filter(status"),
-    Mutation(STORE, ".filter(status__in=list(statuses))"),
-    Mutation(STORE, "rows = rows.filter(finished_at__lt=now(db) - age)", ""),
-    # By hand
-    Mutation(STORE, ".filter(status=FAILED)"),
-    Mutation(STORE, ".filter(status=READY, hold=Hold.SCHEDULED)", ".filter(hold=Hold.SCHEDULED)"),
-    Mutation(STORE, ".filter(status=READY, hold=Hold.SCHEDULED)", ".filter(status=READY)"),
-    Mutation(STORE, "_by_hand(db, ids).filter(status=READY)\n", "_by_hand(db, ids)\n"),
-    Mutation(STORE, ".filter(status=READY, fence=row.fence)", ".filter(status=READY)"),
-    Mutation(STORE, ".filter(status=READY, fence=row.fence)", ".filter(fence=row.fence)"),
-    Mutation(STORE, ".filter(id__in=list(ids))"),
-    Mutation(STORE, "        unique_slot=None,\n", ""),
+    Mutation(PURGING, "delete_after <= {sql.now(connection)} AND "),
+    Mutation(PURGING, " AND {_FINISHED} AND", " AND"),
+    Mutation(PURGING, "AND {_FINISHED} AND backend = %s", "AND {_FINISHED} AND %s <> ''"),
+    Mutation(OPERATIONS, "_rows_by_id(db, ids).finished()", "_rows_by_id(db, ids)"),
+    Mutation(OPERATIONS, "rows.filter(delete_after__lte=now(db))", "rows"),
+    Mutation(PURGING, "doomed = rows.filter", "doomed = ScheduledTask.objects.using(db).filter"),
+    Mutation(PURGING, "using(db).finished().filter(status", "using(db).filter(status"),
+    Mutation(PURGING, ".filter(status__in=list(statuses))"),
+    Mutation(PURGING, "rows = rows.filter(finished_at__lt=now(db) - age)", ""),
+    # Manual operations
+    Mutation(OPERATIONS, ".filter(status=FAILED)"),
+    Mutation(
+        OPERATIONS, ".filter(status=READY, hold=Hold.SCHEDULED)", ".filter(hold=Hold.SCHEDULED)"
+    ),
+    Mutation(OPERATIONS, ".filter(status=READY, hold=Hold.SCHEDULED)", ".filter(status=READY)"),
+    Mutation(OPERATIONS, "_rows_by_id(db, ids).filter(status=READY)\n", "_rows_by_id(db, ids)\n"),
+    Mutation(OPERATIONS, ".filter(status=READY, fence=row.fence)", ".filter(status=READY)"),
+    Mutation(OPERATIONS, ".filter(status=READY, fence=row.fence)", ".filter(fence=row.fence)"),
+    Mutation(OPERATIONS, ".filter(id__in=list(ids))"),
     # Workers
     Mutation(WORKERS, '"WHERE worker_id = %s AND state', "\"WHERE %s <> '' AND state"),
     Mutation(WORKERS, " AND state = 'live'"),
@@ -99,36 +105,32 @@ MUTATIONS = [
     Mutation(WORKERS, "filter(state=LOST, backend=backend)", "filter(state=LOST)"),
     Mutation(WORKERS, ".running().filter(worker_id__in", ".filter(worker_id__in"),
     Mutation(WORKERS, ".filter(worker_id__in=lost)"),
-    Mutation(WORKERS, "row.lost + 1 >= MAX_LOST or "),
-    Mutation(WORKERS, "lost=row.lost + 1,", "lost=row.lost,"),
-    Mutation(WORKERS, "beat_at__lt=at - REMEMBERED", ""),
+    Mutation(WORKERS, ", beat_at__lt=now(db) - REMEMBERED", ""),
     Mutation(WORKERS, "if not running(db, worker_id):", "if True:"),
-    Mutation(
-        WORKERS,
-        "fence=fence,\n        status=FAILED if ends",
-        "fence=row.fence,\n        status=FAILED if ends",
-    ),
-    Mutation(WORKERS, "attempt=row.attempt - 1", "attempt=row.attempt"),
+    Mutation(WORKERS, "._replace(fence=fences[pk_text(db, row.pk)])"),
+    # The rescue
+    Mutation(RESCUE, "row.lost + 1 >= MAX_LOST or "),
+    Mutation(RESCUE, "row.cancel_requested or row.lost", "row.lost"),
+    Mutation(RESCUE, " or not backend.may_retry_lost(row)"),
+    Mutation(RESCUE, "if row.cancel_requested:", "if False:"),
+    Mutation(OUTCOMES, "lost=claim.lost + 1,", "lost=claim.lost,"),
+    Mutation(OUTCOMES, "attempt=claim.attempt - 1", "attempt=claim.attempt"),
     # Outcomes, on each database
-    Mutation("store/rows.py", " AND %s >= {SUSPECT}", " AND %s < 0"),
-    Mutation("store/postgresql.py", "k.lost >= {SUSPECT}", "k.lost < 0"),
-    Mutation("store/mysql.py", "v.lost >= {SUSPECT}", "v.lost < 0"),
-    Mutation("store/rows.py", "CASE status WHEN 'RUNNING' THEN fence END = %s", "%s >= 0"),
-    Mutation("store/rows.py", "CASE status WHEN 'RUNNING' THEN fence END", "fence"),
-    Mutation("store/rows.py", "AND NOT (cancel_requested AND %s = 'READY')", "AND %s <> ''"),
-    Mutation("store/sqlite.py", "(id, fence, status) IN", "(id, fence, status) NOT IN"),
-    Mutation("store/postgresql.py", "THEN fence END = v.fence", "THEN v.fence END = v.fence"),
-    Mutation("store/postgresql.py", "CASE status WHEN 'RUNNING' THEN fence END", "fence"),
-    Mutation("store/postgresql.py", " FOR NO KEY UPDATE SKIP LOCKED"),
-    Mutation(
-        "store/mysql.py", "t.fence = v.fence AND t.status = 'RUNNING'", "t.status = 'RUNNING'"
-    ),
-    Mutation("store/mysql.py", "t.fence = v.fence AND t.status = 'RUNNING'", "t.fence = v.fence"),
-    Mutation("store/mysql.py", "t.fence = v.fence AND t.status = v", "t.status = v"),
-    Mutation("store/mysql.py", " FOR UPDATE SKIP LOCKED"),
+    Mutation(ROWS, "CASE status WHEN 'RUNNING' THEN fence END = %s", "%s >= 0"),
+    Mutation(ROWS, "CASE status WHEN 'RUNNING' THEN fence END", "fence"),
+    Mutation(ROWS, "AND NOT (cancel_requested AND %s = 'READY')", "AND %s <> ''"),
+    Mutation(SQLITE, "(id, fence, status) IN", "(id, fence, status) NOT IN"),
+    Mutation(POSTGRESQL, 'hold_of("k.run_after", "k.lost"', 'hold_of("k.run_after", "0"'),
+    Mutation(MYSQL, 'hold_of("v.run_after", "v.lost"', 'hold_of("v.run_after", "0"'),
+    Mutation(POSTGRESQL, "THEN fence END = v.fence", "THEN v.fence END = v.fence"),
+    Mutation(POSTGRESQL, "CASE status WHEN 'RUNNING' THEN fence END", "fence"),
+    Mutation(POSTGRESQL, " FOR NO KEY UPDATE SKIP LOCKED"),
+    Mutation(MYSQL, "t.fence = v.fence AND t.status = 'RUNNING'", "t.status = 'RUNNING'"),
+    Mutation(MYSQL, "t.fence = v.fence AND t.status = 'RUNNING'", "t.fence = v.fence"),
+    Mutation(MYSQL, "t.fence = v.fence AND t.status = v", "t.status = v"),
+    Mutation(MYSQL, " FOR UPDATE SKIP LOCKED"),
     # What the database itself forbids
-    Mutation("migrations/0001_initial.py", '("unique_slot",)', '("unique_slot", "id")'),
-    Mutation("migrations/0001_initial.py", '("backend", "schedule_key", "tick")', '("tick", "id")'),
+    Mutation(INITIAL, '("backend", "schedule_key", "tick")', '("tick", "id")'),
 ]
 
 

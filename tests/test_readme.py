@@ -1,15 +1,32 @@
-"""Every command and block of the README, tried in a new project."""
+"""Every command, block, table and link of the README and of the documentation.
+
+A comment before each block says what is done with it. The blocks of one page are tried in order,
+in a copy of the project that the README's quick start makes.
+
+    run               each command runs and succeeds
+    stays             each command starts, and ends with code 0 on SIGTERM
+    write PATH        the file is written
+    append PATH       the text is added to the file
+    python            the lines run in the project's shell
+    settings          the settings pass `manage.py check`, in place of those there
+    long              what each command names exists; it would take too long to run
+    demo, tests, benchmark, systemd, compose, procfile    tried by a test of its own
+    drawing           nothing
+"""
 
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +35,91 @@ from django.core.management import load_command_class
 from django.db import connections
 from django.test import SimpleTestCase, TransactionTestCase, tag
 
-from dbtasks.options import Options
-from dbtasks.task import Task
+import dbtasks
+import dbtasks.testing
+from dbtasks import Periodic, Task
+from dbtasks.backend import DatabaseBackend
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCK = re.compile(r"<!-- (?P<do>[^>]+) -->\n```\w*\n(?P<text>.*?)```", re.DOTALL)
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        ROOT / "demo" / "deployment" / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    ]
+}
+README = PAGES["README.md"]
+BLOCK = re.compile(r"^<!-- (?P<do>[^>]+) -->\n```\w*\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
+TRIED = ("run", "stays", "write", "append", "python", "settings")
+ALONE = ("demo", "tests", "benchmark", "systemd", "compose", "procfile", "long", "drawing")
+# Sphinx's directives, which are no blocks.
+DIRECTIVE = re.compile(r"^```\{.*?^```$", re.DOTALL | re.MULTILINE)
+VARIABLE = re.compile(r"\bDBTASKS_[A-Z_]+")
+LINK = re.compile(r"\]\((?!\w+:)([^)\s]+)\)")
 
 
-def blocks(*kinds: str) -> list[tuple[str, str]]:
-    """Return what to do with each marked block of those kinds, and its text, in order."""
-    found = [(block["do"], block["text"]) for block in BLOCK.finditer(README)]
+def blocks(*kinds: str, page: str | None = None) -> list[tuple[str, str]]:
+    """Return what to do with each block of those kinds, and its text, in order, of all pages."""
+    texts = PAGES.values() if page is None else [PAGES[page]]
+    found = [(block["do"], block["text"]) for text in texts for block in BLOCK.finditer(text)]
     return [(do, text) for do, text in found if do.split()[0] in kinds]
 
 
-def table(heading: str) -> dict[str, str]:
-    """Return the first column and the rest of the first table after that heading."""
-    text = README[README.index(f"\n## {heading}\n") :]
-    rows = re.findall(r"^\| (`[^|]+) \| (.+) \|$", text.split("\n## ")[1], re.MULTILINE)
-    return dict(rows)
+def table(page: str, heading: str, place: int = 0) -> dict[str, str]:
+    """Return the first column and the rest of a table in the part of the page with that heading."""
+    text = PAGES[page][PAGES[page].index(f"\n## {heading}\n") + 1 :]
+    tables = re.findall(r"^(?:\|.*\n)+", text.split("\n## ")[0], re.MULTILINE)
+    return dict(re.findall(r"^\| (`[^|]+) \| (.+) \|$", tables[place], re.MULTILINE))
+
+
+def flags(command: str, app: str = "dbtasks") -> set[str]:
+    """Return the command's own long flags."""
+    parser = load_command_class(app, command).create_parser("manage.py", command)
+    common = {"--help", "--version", "--verbosity", "--settings", "--pythonpath"}
+    common |= {"--traceback", "--no-color", "--force-color", "--skip-checks"}
+    own = {flag for action in parser._actions for flag in action.option_strings}
+    return {flag for flag in own if flag.startswith("--")} - common
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of the page's headings, as GitHub and the documentation name them."""
+    headings = re.findall(r"^#+ (.+)$", DIRECTIVE.sub("", BLOCK.sub("", text)), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings}
 
 
 class PageTests(SimpleTestCase):
-    """What the page says of names, flags and options is what there is."""
+    """What the pages say of names, flags, options and files is what there is."""
 
     def test_every_block_is_marked_and_so_is_tried(self):
-        """No block stands outside of these tests, but the two drawings of how it works."""
-        fences = README.count("\n```") // 2
+        """No block stands outside of these tests."""
+        for page, text in PAGES.items():
+            with self.subTest(page):
+                fences = re.findall("^```", DIRECTIVE.sub("", text), re.MULTILINE)
+                kinds = {block["do"].split()[0] for block in BLOCK.finditer(text)}
 
-        self.assertEqual(fences - 2, len(BLOCK.findall(README)))
+                self.assertEqual(len(fences), 2 * len(BLOCK.findall(text)))
+                self.assertLessEqual(kinds, {*TRIED, *ALONE})
+
+    def test_links_lead_somewhere(self):
+        """Each link is a file, or a heading, that exists."""
+        for page, text in PAGES.items():
+            for link in LINK.findall(BLOCK.sub("", text)):
+                with self.subTest(f"{page}: {link}"):
+                    path, _, anchor = link.partition("#")
+                    target = (ROOT / page).parent / path if path else ROOT / page
+                    self.assertTrue(target.exists())
+                    if anchor:
+                        self.assertIn(anchor, anchors(target.read_text()))
 
     def test_the_options_table_lists_every_option_with_its_default(self):
-        """The table and the dataclass agree."""
-        shown = {name.strip("`"): rest.split(" | ")[0] for name, rest in table("Settings").items()}
-        defaults: dict[str, Any] = {f.name: getattr(Options(), f.name) for f in fields(Options)}
+        """The table and the backend agree."""
+        rows = table("docs/options.md", "Options")
+        shown = {name.strip("`"): rest.split(" | ")[0] for name, rest in rows.items()}
+        options = DatabaseBackend("default", {"OPTIONS": {}}).config
+        defaults: dict[str, Any] = {f.name: getattr(options, f.name) for f in fields(options)}
 
         self.assertEqual(list(defaults), list(shown))
         for name, value in defaults.items():
@@ -60,29 +128,71 @@ class PageTests(SimpleTestCase):
                 value = list(value) if isinstance(value, tuple) else value
                 self.assertEqual(value, eval(text), name)
 
-    def test_the_flags_table_lists_every_flag(self):
-        """The table and the command's parser agree."""
-        parser = load_command_class("dbtasks", "taskrunner").create_parser(
-            "manage.py", "taskrunner"
-        )
-        own = {
-            option
-            for action in parser._actions
-            for option in action.option_strings
-            if option.startswith("--")
+    def test_the_flags_tables_list_every_flag(self):
+        """The tables and the commands' parsers agree."""
+        pages = {
+            "taskrunner": ("dbtasks", "docs/runner.md", "Flags"),
+            "purgetasks": ("dbtasks", "docs/tasks.md", "Keep and delete finished rows"),
+            "serve": (
+                "dbtasks.contrib.serve",
+                "docs/deployment.md",
+                "Site and runner in one command",
+            ),
         }
-        common = {"--help", "--version", "--verbosity", "--settings", "--pythonpath"}
-        common |= {"--traceback", "--no-color", "--force-color", "--skip-checks"}
-        shown = {flag for name in table("The runner") for flag in re.findall(r"--[\w-]+", name)}
+        for command, (app, page, heading) in pages.items():
+            with self.subTest(command):
+                shown = {f for name in table(page, heading) for f in re.findall(r"--[\w-]+", name)}
 
-        self.assertEqual(own - common, shown)
+                self.assertEqual(flags(command, app), shown)
+
+    def test_the_flags_of_the_schedules_command(self):
+        """The table and the help agree."""
+        parser = load_command_class("dbtasks", "dbtasks").create_parser("manage.py", "dbtasks")
+        [own] = [
+            set(action.choices["periodic"]._option_string_actions) - {"-h", "--help"}
+            for action in parser._actions
+            if isinstance(action.choices, dict)
+        ]
+        shown = table("docs/periodic.md", "The command")
+
+        self.assertEqual(own, {f for name in shown for f in re.findall(r"--[\w-]+", name)})
 
     def test_the_policies_table_lists_every_policy(self):
         """The table and Task agree."""
         names = {f.name for f in fields(Task)} - {"delay"}
         names -= {"func", "priority", "backend", "queue_name", "run_after", "takes_context"}
 
-        self.assertEqual(names, {name.strip("`") for name in table("Tasks")})
+        self.assertEqual(names, {name.strip("`") for name in table("docs/tasks.md", "Policies")})
+
+    def test_the_table_of_schedules_lists_every_field(self):
+        """The table and Periodic agree."""
+        shown = " ".join(table("docs/periodic.md", "When it runs", place=1))
+
+        names = {f.name for f in fields(Periodic)} - {"spec"}
+        self.assertEqual(names, set(re.findall(r"`(\w+)`", shown)) - {"Periodic"})
+
+    def test_the_table_of_variables_lists_every_one(self):
+        """The table and the code agree, but for what processes of ours tell each other."""
+        sources = (ROOT / "dbtasks").rglob("*.py")
+        named = {name for path in sources for name in VARIABLE.findall(path.read_text())}
+        shown = table("docs/deployment.md", "Environment variables")
+
+        self.assertEqual(named - {"DBTASKS_SUPERVISED"}, {*map(_bare, shown)})
+
+    def test_the_table_of_checks_lists_every_one(self):
+        """The table and the code agree."""
+        sources = (ROOT / "dbtasks").rglob("*.py")
+        ids = {id for path in sources for id in re.findall(r"dbtasks\.[EW]\d+", path.read_text())}
+
+        self.assertEqual(ids, {*map(_bare, table("docs/options.md", "Checks"))})
+
+    def test_the_reference_has_every_public_name(self):
+        """No name that may be imported is left out, and none is there that is gone."""
+        shown = set(re.findall(r":: (dbtasks[\w.]+)", PAGES["docs/reference.md"]))
+        modules = (dbtasks, dbtasks.testing)
+        public = {f"{m.__name__}.{name}" for m in modules for name in m.__all__}
+
+        self.assertLessEqual(public, shown)
 
     def test_the_deployment_files_name_commands_that_exist(self):
         """systemd, Compose and Procfile start the runner with flags it knows."""
@@ -106,6 +216,33 @@ class PageTests(SimpleTestCase):
             self.assertGreater(45, grace)
         self.assertGreater(int(service["Service"]["TimeoutStopSec"]), grace)
 
+    def test_long_commands_name_what_exists(self):
+        """Programs, modules, tests and files of the commands that are not run are there."""
+        for _, text in blocks("long"):
+            for words in _commands(text):
+                with self.subTest(shlex.join(words)):
+                    for problem in _missing(words):
+                        self.fail(problem)
+
+    @tag("processes")
+    def test_the_demo_runs(self):
+        """The first command of the README does what it says."""
+        [(_, text)] = blocks("demo")
+        self.assertEqual("$ python -m pip install uv && uv run manage.py demo\n", text)
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "poem.txt").write_text("one two\n")
+            done = subprocess.run(
+                [sys.executable, ROOT / "manage.py", "demo", folder],
+                env=_environment() | {"DBTASKS_DATABASE": f"sqlite:///{folder}/demo.sqlite3"},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=120,
+            )
+
+        self.assertEqual(0, done.returncode, done.stderr)
+        self.assertIn("poem.txt", done.stdout)
+
     @tag("processes")
     def test_the_benchmark_runs(self):
         """The command of the page prints its table."""
@@ -115,7 +252,7 @@ class PageTests(SimpleTestCase):
             words[words.index("--database") + 1] = f"sqlite:///{folder}/benchmark.sqlite3"
             done = subprocess.run(
                 [sys.executable, ROOT / words[0], *words[1:]],
-                env={k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"},
+                env=_environment(),
                 capture_output=True,
                 text=True,
                 check=False,
@@ -128,37 +265,128 @@ class PageTests(SimpleTestCase):
     def test_requirements_are_those_of_the_package(self):
         """Versions on the page and in pyproject.toml agree."""
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        extras = {e for text in PAGES.values() for e in re.findall(r"dbtasks\[(\w+)\]", text)}
 
         self.assertIn("Python ≥ 3.12", README)
         self.assertEqual(">=3.12", project["requires-python"])
-        self.assertLessEqual({"postgres", "mysql"}, project["optional-dependencies"].keys())
+        self.assertEqual(extras, set(project["optional-dependencies"]))
+
+
+def _bare(name: str) -> str:
+    return name.strip("`")
+
+
+def _environment() -> dict[str, str]:
+    # Without compiled modules each of these processes would take three times as long.
+    ours = {"DJANGO_SETTINGS_MODULE", "PYTHONDONTWRITEBYTECODE"}
+    return {name: value for name, value in os.environ.items() if name not in ours}
+
+
+def _commands(text: str) -> Iterator[list[str]]:
+    """Yield the words of each command of the block."""
+    for line in re.findall(r"^\$ (.+)$", text, re.MULTILINE):
+        yield shlex.split(line)
+
+
+def _missing(words: list[str]) -> Iterator[str]:
+    """Yield a sentence for each part of a developer's command that does not exist."""
+    words = [word for word in words if not re.fullmatch(r"[A-Z_]+=.*", word)]
+    if words[:2] == ["uv", "run"]:
+        words = words[2:]
+    while words and words[0] in ("--group", "--extra"):
+        words = words[2:]
+    if words[:2] == ["python", "-m"] and words[2] != "pip" and find_spec(words[2]) is None:
+        yield f"There is no module {words[2]!r}."
+    for word in words:
+        if re.fullmatch(r"tests(\.\w+)+", word) and find_spec(word) is None:
+            yield f"There is no module {word!r}."
+        is_ours = "/" in word and "://" not in word and not word.startswith("build/")
+        if is_ours and not (ROOT / word).exists():
+            yield f"There is no file {word!r}."
 
 
 @tag("processes")
 class NewProjectTests(TransactionTestCase):
-    """The page from top to bottom, as a new user would."""
+    """The pages from top to bottom, as a new user would."""
 
     available_apps = settings.INSTALLED_APPS
+    project: Path
 
-    def test_the_quick_start_and_what_follows_work_in_a_new_project(self):
-        """Paste every block in order into a project made with startproject."""
-        folder = self.enterContext(tempfile.TemporaryDirectory())
-        self.cwd = Path(folder)
-        for do, text in blocks("run", "append", "write", "python", "settings"):
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+        cls.project = Path(folder)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.cwd = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.written: list[str] = []
+        self.lines: list[tuple[str, str]] = []
+
+    def try_page(self, page: str) -> None:
+        """Paste every block in order into the project of the quick start."""
+        if page != "README.md":
+            self.start_with_the_quick_start()
+        self.page = page
+        for do, text in blocks(*TRIED, page=page):
+            kind, *words = do.split()
+            if kind != "python":
+                self.run_lines()
             with self.subTest(text.splitlines()[0]):
-                getattr(self, f"do_{do.split()[0]}")(text, *do.split()[1:])
-        self.stops_on_sigterm()
+                getattr(self, f"do_{kind}")(text, *words)
+        self.run_lines()
+        self.import_what_was_written()
+
+    def start_with_the_quick_start(self) -> None:
+        """Copy the project that the quick start has made; make it first if need be."""
+        made = self.project / "mysite"
+        if not made.exists():
+            quick = README[README.index("\n## Quick start\n") : README.index("\n## Features\n")]
+            self.cwd, before = self.project, self.cwd
+            for block in BLOCK.finditer(quick):
+                kind, *words = block["do"].split()
+                getattr(self, f"do_{kind}")(block["text"], *words)
+            self.cwd, self.written = before, []
+        self.cwd = shutil.copytree(made, self.cwd / "mysite")
 
     def do_run(self, text: str) -> None:
         """Run each command; all of them must succeed."""
-        for line in re.findall(r"^\$ (.+)$", text, re.MULTILINE):
-            words = shlex.split(line)
+        for words in _commands(text):
             if words[0] == "cd":
                 self.cwd /= words[1]
             elif words[:3] != ["python", "-m", "pip"]:
                 printed = self.run_words(words)
-                if "taskrunner --drain" in line:
+                if words[-2:] == ["taskrunner", "--drain"] and self.page_is_readme():
                     self.assertIn("mysite.tasks.greet", printed)
+
+    def page_is_readme(self) -> bool:
+        return getattr(self, "page", "README.md") == "README.md"
+
+    def do_stays(self, text: str) -> None:
+        """Start each command, wait until it runs, and stop it."""
+        for words in _commands(text):
+            if "serve" in words and find_spec("granian") is None:
+                continue
+            runner = subprocess.Popen(
+                [sys.executable, *words[1:]],
+                cwd=self.cwd,
+                env=self.environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            assert runner.stderr is not None
+            self.addCleanup(runner.stderr.close)
+            self.addCleanup(runner.kill)
+            said = []
+            for line in runner.stderr:
+                said.append(line)
+                if "Ctrl-C" in line:
+                    break
+            runner.send_signal(signal.SIGTERM)
+            said += runner.stderr.readlines()
+            self.assertEqual(0, runner.wait(20), "".join(said))
 
     def run_words(self, words: list[str]) -> str:
         tools = {"python": [sys.executable], "django-admin": [sys.executable, "-m", "django"]}
@@ -175,8 +403,7 @@ class NewProjectTests(TransactionTestCase):
         return done.stdout + done.stderr
 
     def environment(self) -> dict[str, str]:
-        own = {"PYTHONPATH": str(ROOT)}
-        return {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"} | own
+        return _environment() | {"PYTHONPATH": str(ROOT)}
 
     def do_append(self, text: str, name: str) -> None:
         """Add to a file; on a server, let the project use the database under test."""
@@ -202,24 +429,38 @@ class NewProjectTests(TransactionTestCase):
     def do_write(self, text: str, name: str) -> None:
         """Write a file."""
         (self.cwd / name).write_text(text)
+        if name.endswith("tests.py") or "/" not in name:
+            compile(text, name, "exec")
+        else:
+            self.written.append(name.removesuffix(".py").replace("/", "."))
 
     def do_python(self, text: str) -> None:
-        """Run the lines in the project's shell."""
-        self.run_words(["python", "manage.py", "shell", "-c", text])
+        """Keep the lines, to run them together with those of the next blocks."""
+        self.lines.append((f"{self.page}: {text.splitlines()[0]}", text))
 
-    def stops_on_sigterm(self) -> None:
-        """A runner without flags stays until it is told to go."""
-        runner = subprocess.Popen(
-            [sys.executable, "manage.py", "taskrunner"],
-            cwd=self.cwd,
-            env=self.environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert runner.stderr is not None
-        self.addCleanup(runner.stderr.close)
-        self.addCleanup(runner.kill)
-        runner.stderr.readline()
-        runner.send_signal(signal.SIGTERM)
-        self.assertEqual(0, runner.wait(20))
+    def run_lines(self) -> None:
+        """Run what was kept in the project's shell, each block for itself."""
+        if self.lines:
+            blocks, self.lines = self.lines, []
+            each = f"for name, text in {blocks!r}: exec(compile(text, name, 'exec'), {{}})"
+            self.run_words(["python", "manage.py", "shell", "-c", each])
+
+    def import_what_was_written(self) -> None:
+        """Import the modules that the page has written."""
+        if self.written:
+            lines = "\n".join(f"import {module}" for module in self.written)
+            self.run_words(["python", "manage.py", "shell", "-c", lines])
+
+
+def _test_of(page: str) -> Callable[[NewProjectTests], None]:
+    def test(self: NewProjectTests) -> None:
+        self.try_page(page)
+
+    test.__doc__ = f"Try the blocks of {page}."
+    return test
+
+
+for page in PAGES:
+    if blocks(*TRIED, page=page):
+        name = re.sub(r"\W+", "_", page.removesuffix(".md").lower())
+        setattr(NewProjectTests, f"test_blocks_of_{name}", _test_of(page))

@@ -1,5 +1,6 @@
-"""dbtasks inside of other servers.
+"""Runners inside of other servers.
 
-Owns nothing itself: each module here is one server's door. Never imported by the rest of the
-package.
+Owns one module for each server. Never imported by the rest of the package.
+
+Read in this order: embedded, asgi, gunicorn, mule, serve.
 """

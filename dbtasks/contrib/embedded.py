@@ -24,48 +24,32 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
 from django.db import connections
 
-from .. import checks, cli
-from ..cli import Signals
+from ..console import preflight
+from ..console.banner import banner
+from ..console.logs import log_output
+from ..console.report import Report
+from ..console.terminal import Terminal, humanize_seconds, plural
 from ..exceptions import RunnerError
-from ..report import Report, Screen, banner, log_output, plural, span
-from ..runner import Runner
+from ..options import values
+from ..options.runner import RUNNER_OPTIONS, default_workers
+from ..processes import run as processes_run
+from ..processes.run import Signals
+from ..runner.runner import Runner
 
 logger = logging.getLogger("dbtasks.runner")
 
-# Seconds between two looks whether the runner's place is free, and before a runner that could not
-# start is tried again.
-LOOK, PAUSE = 1.0, 10.0
+# Seconds between two looks whether the runner's place is free.
+LOOK = 1.0
+# Seconds before a runner that could not start is tried again.
+PAUSE = 10.0
 # Seconds that a runner may take to stop after its grace.
 MARGIN = 5.0
 # Seconds in which a signal is the same as the one before: a terminal or systemd sends it to all
 # processes, and their master passes it on.
-SAME = 1.0
+SIGNAL_DEBOUNCE = 1.0
 
-_SWITCH = {"1": True, "true": True, "yes": True, "on": True}
-_SWITCH |= {"0": False, "false": False, "no": False, "off": False}
-
-
-def _switch(text: str) -> bool:
-    try:
-        return _SWITCH[text.strip().lower()]
-    except KeyError:
-        raise ArgumentTypeError(f"{text!r} is neither on nor off. Use 'on' or 'off'.") from None
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-# What each environment variable is to the runner, and how its text is read.
-VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "DBTASKS_WORKERS": ("workers", cli.whole("number of threads", 1, 1000)),
-    "DBTASKS_QUEUES": ("queues", _names),
-    "DBTASKS_BACKEND": ("backend", str),
-    "DBTASKS_WORKER_ID": ("worker_id", cli.worker_name),
-    "DBTASKS_DELAY": ("loop_delay", cli.seconds("delay", 0.01, 3600)),
-    "DBTASKS_PERIODIC": ("init_periodic", _switch),
-    "DBTASKS_GRACE": ("grace", cli.seconds("time of grace", 0, 86_400)),
-}
+# The options that the environment sets, by the name of their variable.
+VARIABLES = {option.variable: option for option in RUNNER_OPTIONS if option.variable is not None}
 
 
 def configured(**defaults: Any) -> dict[str, Any]:
@@ -73,10 +57,10 @@ def configured(**defaults: Any) -> dict[str, Any]:
 
     Raise ImproperlyConfigured if a variable has no such value.
     """
-    found: dict[str, Any] = {"workers": checks.default_workers()} | defaults
-    for variable, (name, read) in VARIABLES.items():
+    found: dict[str, Any] = {"workers": default_workers()} | defaults
+    for variable, option in VARIABLES.items():
         if text := os.environ.get(variable):
-            found[name] = _read(variable, text, read)
+            found[option.name] = _read(variable, text, option.read_variable)
     return found
 
 
@@ -89,19 +73,19 @@ def _read(variable: str, text: str, read: Callable[[str], Any]) -> Any:
 
 def is_wanted() -> bool:
     """Tell whether servers may start a runner beside their own work: DBTASKS_RUNNER says off."""
-    return bool(_read("DBTASKS_RUNNER", os.environ.get("DBTASKS_RUNNER") or "on", _switch))
+    return bool(_read("DBTASKS_RUNNER", os.environ.get("DBTASKS_RUNNER") or "on", values.switch))
 
 
-def make_runner(options: dict[str, Any], report: Report | None = None) -> Runner:
+def make_runner(options: dict[str, Any]) -> Runner:
     """Return the runner of these arguments.
 
     Raise CommandError if there can be none: wrong values, no such backend or queues.
     """
     try:
-        runner = Runner(**options, report=report)
+        runner = Runner(**options)
     except ValueError as error:
         raise CommandError(str(error)) from error
-    cli.check_queues(cli.one_backend(runner.backend), runner.queues)
+    preflight.check_queues(preflight.one_backend(runner.options.backend), runner.options.queues)
     return runner
 
 
@@ -117,19 +101,19 @@ def run(
     tells, with `place` for where it is, as much as DBTASKS_VERBOSITY says. Raise CommandError,
     ImproperlyConfigured or RunnerError if it cannot start.
     """
-    levels = cli.whole("verbosity", 0, 3)
+    levels = values.whole("verbosity", 0, 3)
     verbosity = _read("DBTASKS_VERBOSITY", os.environ.get("DBTASKS_VERBOSITY") or "1", levels)
-    screen = Screen(sys.stderr)
+    screen = Terminal(sys.stderr)
     report = Report(sys.stdout, screen, verbosity=verbosity)
     try:
-        runner = make_runner(options, report)
+        runner = make_runner(options)
         started(runner)
-        backend = cli.ready_backend(runner.backend)
-        if warning := cli.small_pool(backend.database, runner.workers):
+        backend = preflight.ready_backend(runner.options.backend)
+        if warning := preflight.small_pool(backend.database, runner.options.workers):
             report.say(warning)
         with log_output(screen, verbosity):
             text = banner(runner, backend, stop=f"Runs in {place}, pid {os.getpid()}.")
-            return runner, cli.run(runner, report, text, **listen)
+            return runner, processes_run.run(runner, report, text, **listen)
     finally:
         connections.close_all()
 
@@ -137,17 +121,18 @@ def run(
 class MasterSignals(Signals):
     """The signals of a process that is stopped by its master."""
 
+    # When a signal came last, on the monotonic clock.
     _last = 0.0
 
     def wanted(self) -> list[signal.Signals]:
         # To stop, and to reload, also under nohup.
         return [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
-    def _take(self, number: int, why: str | None = None) -> None:
+    def take(self, number: int, why: str | None = None) -> None:
         now = time.monotonic()
-        is_same, self._last = bool(self.received) and now - self._last < SAME, now
+        is_same, self._last = bool(self.received) and now - self._last < SIGNAL_DEBOUNCE, now
         if not is_same:
-            super()._take(number, why)
+            super().take(number, why)
 
 
 # One runner of a machine
@@ -245,12 +230,13 @@ class Embedded:
             if self._runner is None or not (is_first or hurry):
                 return
             if is_first and (running := self._runner.running):
-                count, grace = plural(running, "running task"), span(self._runner.grace)
-                logger.info("The server stops: waiting for %s, %s at most", count, grace)
+                grace = humanize_seconds(self._runner.options.grace)
+                count = plural(running, "running task")
+                logger.info("The server stops: waiting up to %s for %s", grace, count)
             self._runner.stop()
 
     def stop(self) -> None:
-        """Let running tasks finish within the grace, give back the others, and end."""
+        """Let running tasks finish within the grace, requeue the others, and end."""
         self.ask()
         self._thread.join(self._options["grace"] + MARGIN)
         if self._thread.is_alive():

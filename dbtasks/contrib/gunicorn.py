@@ -24,8 +24,8 @@ _runner: "Embedded | None" = None
 def post_worker_init(worker: Any) -> None:
     """Start a runner in this worker, unless another of this machine has it. Gunicorn's hook.
 
-    Its grace ends before gunicorn's patience with a worker that stops. Raise ImproperlyConfigured
-    or CommandError if no such runner can be: gunicorn then says so and ends.
+    Its grace ends before gunicorn kills a worker that stops. Raise ImproperlyConfigured or
+    CommandError if no such runner can be: gunicorn then says so and ends.
     """
     # Imported late: models need Django's apps, which the worker has loaded by now.
     from .embedded import Embedded, is_wanted
@@ -33,11 +33,11 @@ def post_worker_init(worker: Any) -> None:
     global _runner
     if not is_wanted():
         return
-    patience = worker.cfg.graceful_timeout
+    seconds = worker.cfg.graceful_timeout
     # A worker that has left its loop is silent, and killed for that as well; 0 is for ever.
     if worker.cfg.timeout:
-        patience = min(patience, worker.cfg.timeout)
-    _runner = Embedded("a gunicorn worker", most_grace=max(0.0, patience - MARGIN))
+        seconds = min(seconds, worker.cfg.timeout)
+    _runner = Embedded("a gunicorn worker", most_grace=max(0.0, seconds - MARGIN))
     _runner.start()
     threading.Thread(target=_follow, args=(worker, _runner), daemon=True).start()
 

@@ -1,8 +1,8 @@
 """A runner in a mule of uWSGI: ``mule = dbtasks.contrib.mule:taskrunner``.
 
 Owns what is peculiar to a mule: a fork of a process that may have connections, and signals that
-come from uWSGI's master. Never relies on them: the rows of a mule that was killed are given back
-by whoever comes next.
+come from uWSGI's master. Never relies on them: another runner rescues
+the rows of a mule that was killed.
 """
 
 import os
@@ -22,7 +22,7 @@ from django.db import connections
 from ..exceptions import RunnerError
 
 if TYPE_CHECKING:
-    from ..runner import Runner
+    from ..runner.runner import Runner
 
 # Seconds before a mule that could not start ends: uWSGI starts another without a pause.
 PAUSE = 10.0
@@ -47,10 +47,10 @@ def taskrunner() -> None:
     except Exception:  # uWSGI would say nothing of whatever a project raises
         _wait(f"{traceback.format_exc()}The mule runs no tasks. Another try in {PAUSE:.0f} s.")
     else:
-        if runner.abandoned or runner.stuck or code:
-            from ..cli import leave
+        if runner.released or runner.abandoned_threads or code:
+            from ..processes.run import leave
 
-            # Threads that were given up may still hold on to a task: nobody waits for them.
+            # Abandoned threads may still hang in a task: nobody waits for them.
             leave(code)
 
 

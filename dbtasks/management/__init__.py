@@ -1,1 +1,6 @@
-"""The commands' home, where Django looks for it."""
+"""What ``manage.py`` gains.
+
+Owns the commands and their subcommands. Never does the work itself.
+
+Read in this order: subcommands, commands.
+"""

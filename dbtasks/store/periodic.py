@@ -1,20 +1,20 @@
 """Every write about schedules: which there are, and which ticks have been fired.
 
 Owns the transitions of PeriodicTask rows, and the rows they fire. Never calls a project's code:
-what is to run at a tick is handed in. A tick is fired by whoever moves `next_tick` on from it, in
-one transaction with the row to be run; a unique index on key and tick stands behind that.
+the caller passes the rows. Whoever moves `next_tick` on fires the tick, in one transaction with its
+row. A unique index on key and tick makes that safe twice.
 
     declare     ∅ → there; what settings say; the next tick only if they say another schedule
     see         seen_at, so that it is not forgotten
     fire        next_tick → a later one, and a READY row for each tick due
-    run_now     a READY row for this moment; the next tick stays
+    run_now     writes a READY row for this moment; the next tick stays
     pause       → paused: nothing is fired
     resume      paused → not, from the next tick after now
     save        by hand: ∅ → there, or changed
     forget      → deleted
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,17 +23,18 @@ from django.db import connections, transaction
 from django.db.models import Q
 from django.db.models.expressions import RawSQL
 
+from ..base.result import FINISHED
 from ..models import TABLE, PeriodicTask, ScheduledTask, instant, microseconds
-from ..options import FINISHED
-from ..periodic import Plan
-from ..schedule import Schedule
-from . import NewTask, _adapted, _sql, _unit
+from ..schedule.periodic import ScheduleEntry
+from ..schedule.rules import Schedule
+from .rows import NewTask
+from .unit import adapted, dialect, unit_of_work
 
 SETTINGS, ADMIN = PeriodicTask.Origin.SETTINGS, PeriodicTask.Origin.ADMIN
 # Due schedules that one look returns; there is another look right after.
 BATCH = 100
-# How long a schedule is remembered that no runner has in its settings any more: it may be another
-# deployment's, which is down.
+# How long a schedule is kept that no runner has in its settings any more. It may belong to another
+# deployment, which is down.
 REMEMBERED = timedelta(days=7)
 
 
@@ -41,7 +42,7 @@ def now(db: str) -> datetime:
     """Return the database's time, in UTC."""
     connection = connections[db]
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT {_sql(connection).microseconds(connection)}")
+        cursor.execute(f"SELECT {dialect(connection).microseconds(connection)}")
         return instant(cursor.fetchone()[0])
 
 
@@ -50,8 +51,8 @@ def of(db: str, backend: str) -> Any:
     return PeriodicTask.objects.using(db).filter(backend=backend).order_by("key")
 
 
-class Look(NamedTuple):
-    """What a glance at the schedules shows."""
+class SchedulePeek(NamedTuple):
+    """What a peek at the schedules shows."""
 
     # The database's time; None if there is no schedule.
     now: datetime | None
@@ -60,75 +61,75 @@ class Look(NamedTuple):
     next_tick: datetime | None
 
 
-def look(db: str, backend: str, keys: Iterable[str]) -> Look:
-    """Glance, in one statement, at the schedules with those keys, and at those made by people."""
+def peek(db: str, backend: str, keys: Iterable[str]) -> SchedulePeek:
+    """Read, in one statement, the schedules with those keys and those made in the admin."""
     connection = connections[db]
     rows = of(db, backend).filter(Q(origin=ADMIN) | Q(key__in=list(keys)), paused=False)
-    clock = RawSQL(_sql(connection).microseconds(connection), ())
+    clock = RawSQL(dialect(connection).microseconds(connection), ())
     found = list(rows.order_by("next_tick").annotate(clock=clock)[:BATCH])
     if not found:
-        return Look(None, [], None)
+        return SchedulePeek(None, [], None)
     at = instant(found[0].clock)
     due = [row for row in found if row.next_tick <= at]
-    return Look(at, due, found[len(due)].next_tick if len(due) < len(found) else None)
+    return SchedulePeek(at, due, found[len(due)].next_tick if len(due) < len(found) else None)
 
 
-def declare(db: str, backend: str, plans: Iterable[Plan]) -> list[str]:
+def declare(db: str, backend: str, entries: Iterable[ScheduleEntry]) -> list[str]:
     """Bring the schedules in line with what this process's settings say.
 
-    Return the keys that people took first, in the admin: those are left as they are. A schedule
-    that changes goes on from its next tick after now, unless one is overdue: that is still owed.
-    What operators paused stays paused; what is not named here is left alone, until no runner has
-    named it for a week.
+    Return the keys that schedules made in the admin already have: those are left as they are. A
+    schedule that changes continues with its next tick after now, unless a tick is overdue: that
+    one still fires. A paused schedule stays paused. A schedule that is not named here is left
+    alone, and deleted when no runner has named it for a week.
     """
     at = now(db)
-    plans = list(plans)
-    taken = [plan.key for plan in plans if not _declare(db, backend, plan, at)]
-    see(db, backend, [plan.key for plan in plans])
+    entries = list(entries)
+    taken = [entry.key for entry in entries if not _declare(db, backend, entry, at)]
+    see(db, backend, [entry.key for entry in entries])
     old = of(db, backend).filter(origin=SETTINGS, seen_at__lt=at - REMEMBERED)
-    _unit(db, lambda *_: old._raw_delete(db))
+    unit_of_work(db, lambda *_: old._raw_delete(db))
     return taken
 
 
 def see(db: str, backend: str, keys: Iterable[str]) -> bool:
     """Note that a runner has schedules with those keys in its settings; return whether all exist.
 
-    One that people have taken exists, too.
+    One that was made in the admin exists as well.
     """
     keys, at = list(keys), now(db)
     rows = of(db, backend).filter(key__in=keys)
-    return _unit(db, lambda *_: int(rows.update(seen_at=at))) >= len(keys)
+    return unit_of_work(db, lambda *_: int(rows.update(seen_at=at))) >= len(keys)
 
 
-def _declare(db: str, backend: str, plan: Plan, at: datetime) -> bool:
-    """Return False if people have taken the key."""
+def _declare(db: str, backend: str, entry: ScheduleEntry, at: datetime) -> bool:
+    """Return False if a schedule made in the admin has the key."""
     says = {
-        "task_path": plan.task_path,
-        "spec": plan.schedule.text,
-        "timezone": str(plan.schedule.place),
-        "retain": "" if plan.retain is None else str(plan.retain),
-        "missed": plan.missed,
-        "overlap": plan.overlap,
+        "task_path": entry.task_path,
+        "spec": entry.schedule.text,
+        "timezone": str(entry.schedule.place),
+        "retain": "" if entry.retain is None else str(entry.retain),
+        "missed": entry.missed,
+        "overlap": entry.overlap,
     }
-    rows = of(db, backend).filter(key=plan.key)
+    rows = of(db, backend).filter(key=entry.key)
     while True:
         row = rows.first()
         if row is None:
             new = PeriodicTask(
                 backend=backend,
-                key=plan.key,
+                key=entry.key,
                 origin=SETTINGS,
-                next_tick=plan.schedule.next(at),
+                next_tick=entry.schedule.next(at),
                 seen_at=at,
                 **says,
             )
-            _unit(db, lambda *_, new=new: rows.bulk_create([new], ignore_conflicts=True))
+            unit_of_work(db, lambda *_, new=new: rows.bulk_create([new], ignore_conflicts=True))
         elif row.origin != SETTINGS:
             return False
         else:
             same = all(getattr(row, name) == value for name, value in says.items())
-            change = partial(_change, rows, row, says, plan.schedule, at)
-            if same or _unit(db, lambda *_, change=change: change()):
+            change = partial(_change, rows, row, says, entry.schedule, at)
+            if same or unit_of_work(db, lambda *_, change=change: change()):
                 return True
 
 
@@ -189,7 +190,7 @@ def fire(
                 return Fired([], overlaps=True)
             return Fired([tick for tick in ticks if _write(db, seen, tick)])
 
-    return _unit(db, unit)
+    return unit_of_work(db, unit)
 
 
 def _skip(db: str, seen: PeriodicTask, tick: datetime) -> None:
@@ -207,10 +208,10 @@ def _is_unfinished(db: str, seen: PeriodicTask) -> bool:
 def _write(db: str, seen: PeriodicTask, tick: Tick) -> bool:
     """Write the row unless the tick has one; return whether that was done."""
     connection = connections[db]
-    [row] = _adapted(connection, [tick.row])
+    [row] = adapted(connection, [tick.row])
     names = ", ".join([*NewTask._fields, "schedule_key", "tick", "status", "hold"])
     marks = ", ".join(["%s"] * (len(NewTask._fields) + 2))
-    begin, end = _sql(connection).INSERT_NEW
+    begin, end = dialect(connection).INSERT_NEW
     with connection.cursor() as cursor:
         cursor.execute(
             f"{begin} {TABLE} ({names}) VALUES ({marks}, 'READY', '') {end}",
@@ -236,13 +237,13 @@ def run_now(db: str, seen: PeriodicTask, tick: Tick) -> bool:
                 return False
             return _write(db, seen, tick)
 
-    return _unit(db, unit)
+    return unit_of_work(db, unit)
 
 
 def pause(db: str, ids: Iterable[int]) -> int:
     """Fire those schedules no more; return how many were not paused before."""
     rows = PeriodicTask.objects.using(db).filter(pk__in=list(ids), paused=False)
-    return _unit(db, lambda *_: rows.update(paused=True))
+    return unit_of_work(db, lambda *_: rows.update(paused=True))
 
 
 def resume(db: str, ids: Iterable[int]) -> int:
@@ -252,7 +253,7 @@ def resume(db: str, ids: Iterable[int]) -> int:
     """
     rows = PeriodicTask.objects.using(db).filter(pk__in=list(ids), paused=True)
     at = now(db)
-    return _unit(db, lambda *_: sum(_resume(rows, row, at) for row in rows))
+    return unit_of_work(db, lambda *_: sum(_resume(rows, row, at) for row in rows))
 
 
 def _resume(rows: Any, row: PeriodicTask, at: datetime) -> int:
@@ -260,14 +261,14 @@ def _resume(rows: Any, row: PeriodicTask, at: datetime) -> int:
 
 
 def save(db: str, row: PeriodicTask) -> None:
-    """Write a schedule that people made or changed; with another schedule it goes on from now.
+    """Write a schedule that was made or changed in the admin; a new rule applies from now.
 
     Raise ScheduleError if it has no valid schedule; nothing else is checked.
     """
     before = PeriodicTask.objects.using(db).filter(pk=row.pk).first()
     if before is None:
         row.next_tick = row.schedule.next(now(db))
-        _unit(db, lambda *_: row.save(using=db, force_insert=True))
+        unit_of_work(db, lambda *_: row.save(using=db, force_insert=True))
         return
     # Ticks are fired, and operators pause, beside this.
     fields = {f.name for f in PeriodicTask._meta.concrete_fields if not f.primary_key}
@@ -275,17 +276,10 @@ def save(db: str, row: PeriodicTask) -> None:
     if (before.spec, before.timezone) != (row.spec, row.timezone):
         row.next_tick = row.schedule.next(now(db))
         fields.add("next_tick")
-    _unit(db, lambda *_: row.save(using=db, update_fields=fields))
+    unit_of_work(db, lambda *_: row.save(using=db, update_fields=fields))
 
 
 def forget(db: str, ids: Iterable[int]) -> int:
     """Delete those schedules; return how many there were. Rows that they fired stay."""
     rows = PeriodicTask.objects.using(db).filter(pk__in=list(ids))
-    return _unit(db, lambda *_: int(rows._raw_delete(db)))
-
-
-def last_runs(db: str, rows: Sequence[PeriodicTask]) -> Iterator[ScheduledTask | None]:
-    """Yield the row that each schedule fired last; None if there is none, or it was purged."""
-    for row in rows:
-        fired = ScheduledTask.objects.using(db).filter(backend=row.backend, schedule_key=row.key)
-        yield fired.filter(tick=row.last_tick).first() if row.last_tick else None
+    return unit_of_work(db, lambda *_: int(rows._raw_delete(db)))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 # Losses of its runner after which a row starts alone. Two may be a neighbour's fault, and most
 # often are nobody's: a machine that went down, a runner that was killed.
-SUSPECT = 2
+QUARANTINE_AFTER = 2
 # What else the end of an attempt sets: nobody runs the row, and no wish to cancel it is left.
 SETTLED = "worker_id = NULL, cancel_requested = FALSE"
 
@@ -25,6 +25,7 @@ class NewTask(NamedTuple):
     args: str
     kwargs: str
     policy: str | None
+    meta: str | None
     enqueued_at: datetime
     run_after: datetime | None
 
@@ -82,12 +83,22 @@ class Outcome(NamedTuple):
     return_value: str | None
 
 
+def hold_of(run_after: str, lost: str, now: str) -> str:
+    """Return SQL for the hold of a READY row, from SQL for these columns and for the clock.
+
+    This is the one place that decides why a READY row may not be claimed yet.
+    """
+    return (
+        f"CASE WHEN {run_after} > {now} THEN 'scheduled' "
+        f"WHEN {lost} >= {QUARANTINE_AFTER} THEN 'quarantined' ELSE '' END"
+    )
+
+
 # The settling write of one row, with its guards. The CASE keeps planners on the primary key: going
 # by statistics that know of no RUNNING row they would walk through the index of those.
 SETTLE = (
     f"UPDATE {{table}} SET {', '.join(f'{name} = %s' for name in Outcome._fields[2:])}, {SETTLED}, "
-    "hold = CASE WHEN %s = 'READY' AND {run_after} > {now} THEN 'scheduled' "
-    f"WHEN %s = 'READY' AND %s >= {SUSPECT} THEN 'suspect' ELSE '' END "
+    "hold = CASE WHEN %s = 'READY' THEN {hold} ELSE '' END "
     "WHERE id = %s AND CASE status WHEN 'RUNNING' THEN fence END = %s "
     "AND NOT (cancel_requested AND %s = 'READY')"
 )
@@ -95,7 +106,18 @@ SETTLE = (
 
 def settling(o: Outcome) -> tuple[Any, ...]:
     """Return the parameters of SETTLE."""
-    return (*o[2:], o.status, o.run_after, o.status, o.lost, o.id, o.fence, o.status)
+    return (*o[2:], o.status, o.run_after, o.lost, o.id, o.fence, o.status)
+
+
+class Place(NamedTuple):
+    """A row's place in line: its queue, its priority, and its id as claims hold it.
+
+    Within a queue, or across all of them, the highest priority comes first, then the lowest id.
+    """
+
+    queue_name: str
+    priority: int
+    id: Any
 
 
 class Pick(NamedTuple):

@@ -23,7 +23,7 @@ from demo.databases import sqlite_url
 ROOT = Path(__file__).resolve().parents[2]
 MANAGE = (sys.executable, ROOT / "manage.py")
 # Seconds after which a test gives up waiting: a machine may be slow.
-PATIENCE = 30
+MAX_WAIT = 30
 
 
 def database_url(alias: str = "default") -> str:
@@ -37,10 +37,10 @@ def database_url(alias: str = "default") -> str:
 
 def wait_until(condition: Callable[[], Any], what: str) -> None:
     """Block until the condition holds; raise TimeoutError naming `what` if it does not."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + MAX_WAIT
     while not condition():
         if time.monotonic() > end:
-            raise TimeoutError(f"{what} did not come in {PATIENCE} s.")
+            raise TimeoutError(f"{what} did not come in {MAX_WAIT} s.")
         time.sleep(0.01)
 
 
@@ -131,9 +131,9 @@ class Child:
 
     def end(self) -> int:
         """Return its exit code once it has ended and all that it said is here."""
-        code = self.process.wait(PATIENCE)
+        code = self.process.wait(MAX_WAIT)
         for reader in self.readers:
-            reader.join(PATIENCE)
+            reader.join(MAX_WAIT)
         return code
 
     def kill(self) -> None:

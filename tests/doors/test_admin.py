@@ -21,21 +21,23 @@ from django.test import (
 from django.urls import reverse
 from django.utils import timezone
 
-from dbtasks import admin, mask, store
-from dbtasks.backend import uuid7
+from dbtasks import store
+from dbtasks.admin import actions, changelist, columns, mask, render, tasks
+from dbtasks.base.result import FAILED, READY, RUNNING, SUCCESSFUL, class_path
+from dbtasks.calls import uuid7
 from dbtasks.exceptions import TaskCancelled
-from dbtasks.models import FAILED, READY, RUNNING, SUCCESSFUL, Hold, ScheduledTask
-from dbtasks.store import workers
+from dbtasks.models import Hold, ScheduledTask
+from dbtasks.store import Place, workers
 
 LIST = "admin:dbtasks_scheduledtask_changelist"
 HOUR = timedelta(hours=1)
 BOOM = ["builtins.ValueError", "Traceback (most recent call last):\nValueError: boom"]
-CANCELLED = [store.class_path(TaskCancelled), str(TaskCancelled())]
+CANCELLED = [class_path(TaskCancelled), str(TaskCancelled())]
 # The columns that tell a state.
 STATES = {
     "due": {"status": READY},
     "scheduled": {"status": READY, "hold": Hold.SCHEDULED, "run_after": timezone.now() + HOUR},
-    "suspect": {"status": READY, "hold": Hold.SUSPECT, "lost": 2},
+    "quarantined": {"status": READY, "hold": Hold.QUARANTINED, "lost": 2},
     "running": {"status": RUNNING, "worker_id": "w1", "attempt": 1},
     "stopping": {"status": RUNNING, "worker_id": "w1", "attempt": 1, "cancel_requested": True},
     "successful": {"status": SUCCESSFUL, "worker_ids": ["w1"]},
@@ -121,7 +123,7 @@ class ListTests(AdminCase):
 
     def test_each_state_is_named(self):
         """A row's state stands in the list in words."""
-        for state, label in admin.STATES.items():
+        for state, label in render.STATES.items():
             with self.subTest(state):
                 ScheduledTask.objects.all().delete()
                 make_row(state)
@@ -160,7 +162,7 @@ class ListTests(AdminCase):
         for _ in range(4):
             make_row()
 
-        with mock.patch.object(admin, "MAX_COUNT", 3):
+        with mock.patch.object(changelist, "MAX_COUNT", 3):
             page = self.list()
 
         self.assertContains(page, "3+ tasks")
@@ -189,8 +191,8 @@ class ListTests(AdminCase):
 
         for limit in (3, 9):
             with (
-                mock.patch.object(admin, "MAX_COUNT", limit),
-                mock.patch.object(admin.ScheduledTaskAdmin, "list_per_page", 2),
+                mock.patch.object(changelist, "MAX_COUNT", limit),
+                mock.patch.object(tasks.ScheduledTaskAdmin, "list_per_page", 2),
             ):
                 shown = [row.pk for n in (1, 2) for row in self.list(p=n).context["cl"].result_list]
             expected = [row.pk for row in reversed(rows)]
@@ -224,7 +226,7 @@ class SearchTests(AdminCase):
         """A search by path reads a bounded number of rows."""
         rows = [make_row() for _ in range(3)]
 
-        with mock.patch.object(admin, "SEARCHED", 2):
+        with mock.patch.object(tasks, "SEARCHED", 2):
             self.assertEqual({row.pk for row in rows[1:]}, self.found("shop"))
 
     def test_nonsense_finds_nothing(self):
@@ -326,7 +328,7 @@ class DetailTests(AdminCase):
         again = ["builtins.OSError", "OSError: again"]
         row = make_row("failed", worker_ids=["w1", "w2", "w3"], errors=[BOOM, again])
 
-        starts = list(admin._starts(row))
+        starts = list(columns._starts(row))
 
         self.assertEqual([(1, "w1", None), (2, "w2", BOOM), (3, "w3", again)], starts)
         self.assertIn("OSError: again", self.detail(row))
@@ -338,10 +340,10 @@ class DetailTests(AdminCase):
         gone = make_row("cancelled", worker_ids=["w1"], errors=[BOOM, CANCELLED])
         lost = make_row("failed", worker_ids=[], errors=[BOOM])
 
-        self.assertEqual([(1, "w1", BOOM), (2, "w2", None)], list(admin._starts(good)))
-        self.assertEqual([(1, "w1", BOOM), (2, "w2", None)], list(admin._starts(live)))
-        self.assertEqual([(1, "w1", BOOM), (None, None, CANCELLED)], list(admin._starts(gone)))
-        self.assertEqual([(None, None, BOOM)], list(admin._starts(lost)))
+        self.assertEqual([(1, "w1", BOOM), (2, "w2", None)], list(columns._starts(good)))
+        self.assertEqual([(1, "w1", BOOM), (2, "w2", None)], list(columns._starts(live)))
+        self.assertEqual([(1, "w1", BOOM), (None, None, CANCELLED)], list(columns._starts(gone)))
+        self.assertEqual([(None, None, BOOM)], list(columns._starts(lost)))
 
     def test_long_texts_are_cut(self):
         """A large argument shows its head and its tail."""
@@ -379,8 +381,8 @@ class DetailTests(AdminCase):
         page = ScheduledTask.objects.get(pk=row.pk)
         store.retry("default", [row.pk])
 
-        with self.assertRaises(admin.PermissionDenied):
-            admin.ScheduledTaskAdmin(ScheduledTask, None).delete_model(None, page)
+        with self.assertRaises(tasks.PermissionDenied):
+            tasks.ScheduledTaskAdmin(ScheduledTask, None).delete_model(None, page)
 
         self.assertEqual(READY, status_of(row))
 
@@ -434,7 +436,7 @@ class ActionTests(AdminCase):
 
     def test_cancel_ends_what_waits_and_asks_what_runs(self):
         """Waiting rows become FAILED, running ones are asked; nothing else changes."""
-        self.assertEqual({"due", "scheduled", "suspect", "running"}, self.outcome("cancel"))
+        self.assertEqual({"due", "scheduled", "quarantined", "running"}, self.outcome("cancel"))
         self.assertContains(self.response, "3 of 6 tasks were cancelled")
         self.assertContains(self.response, "2 running tasks were asked to stop.")
         self.assertEqual(5, ScheduledTask.objects.failed().count())
@@ -480,7 +482,7 @@ class ActionTests(AdminCase):
         rows = [make_row("failed") for _ in range(7)]
         other = make_row()
 
-        with mock.patch.object(admin, "BATCH", 3):
+        with mock.patch.object(actions, "BATCH", 3):
             response = self.act("retry_failed", rows[0], query="?q=shop", select_across="1")
 
         self.assertContains(response, "7 tasks were made ready.")
@@ -532,13 +534,15 @@ class ActionTests(AdminCase):
         row = make_row("failed", backend="mails")
 
         with (
-            mock.patch("dbtasks.wakeup.notify") as notify,
+            mock.patch("dbtasks.wakeup.became_due") as became_due,
             self.captureOnCommitCallbacks(execute=True),
         ):
             self.act("retry_failed", row)
-            notify.assert_not_called()
+            became_due.assert_not_called()
 
-        notify.assert_called_once_with("default", "mails")
+        became_due.assert_called_once_with(
+            "default", "mails", [Place(row.queue_name, row.priority, row.pk)]
+        )
 
     def test_task_code_is_not_run(self):
         """No action calls the function in the web process."""
@@ -658,7 +662,7 @@ class LockTests(TransactionTestCase):
         self.assertEqual(FAILED, status_of(row))
 
 
-class SpanTests(SimpleTestCase):
+class HumanizeTests(SimpleTestCase):
     """How times are told."""
 
     def test_lengths_have_two_units(self):
@@ -667,7 +671,7 @@ class SpanTests(SimpleTestCase):
         told |= {90_000: "1 d 1 h", -5: "0 ms"}
 
         for seconds, text in told.items():
-            self.assertEqual(text, admin.span(timedelta(seconds=seconds)))
+            self.assertEqual(text, render.humanize(timedelta(seconds=seconds)))
 
 
 class WorkerTests(AdminCase):

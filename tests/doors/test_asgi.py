@@ -44,7 +44,7 @@ class ServerTests(SiteTestCase):
         wait_until(done.exists, "The result")
         busy = self.make_busy()
         child.signal(signal.SIGTERM)
-        child.wait_for("waiting for 1 running task")
+        child.wait_for("waiting up to 30.0 s for 1 running task")
         (self.folder / "go").touch()
 
         self.assertIn(child.end(), (0, -signal.SIGTERM), child.said)
@@ -94,7 +94,9 @@ class ServerTests(SiteTestCase):
         child = self.server("uvicorn", DBTASKS_GRACE="soon", DBTASKS_QUEUES="mail")
 
         self.assertNotEqual(0, child.end())
-        self.assertIn("DBTASKS_GRACE in the environment: 'soon' is no time of grace", child.said)
+        self.assertIn(
+            "DBTASKS_GRACE in the environment: 'soon' is not a valid grace period", child.said
+        )
 
     def test_without_its_table_the_site_is_served(self):
         """A runner that cannot start says why and tries again; requests are answered."""

@@ -14,7 +14,8 @@ from django.test import SimpleTestCase, TestCase, TransactionTestCase, override_
 from django.utils import timezone
 
 import dbtasks
-from dbtasks import registry, store
+from dbtasks import store
+from dbtasks.base import registry
 from dbtasks.exceptions import TaskNotFound
 from dbtasks.models import Hold, ScheduledTask
 from dbtasks.runner import cleanup
@@ -692,7 +693,7 @@ class EarlyImportTests(SimpleTestCase):
 
         done = run_in_project(EARLY, "-c", code)
 
-        self.assertEqual(("dbtasks.task 1d\n", 0), (done.stdout, done.returncode), done.stderr)
+        self.assertEqual(("dbtasks.base.task 1d\n", 0), (done.stdout, done.returncode), done.stderr)
 
 
 class CallersTransactionTests(TransactionTestCase):

@@ -24,7 +24,7 @@ CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 # In CI it must not be missing.
 IS_THERE = bool(sync_playwright and CHROMIUM) or "CI" in os.environ
 # Milliseconds.
-PATIENCE = 30_000
+MAX_WAIT = 30_000
 
 
 @skipUnless(IS_THERE, "needs Playwright, and Chromium from 'apt-get install chromium'")
@@ -55,7 +55,7 @@ class BrowserTests(ProcessTestCase):
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
             context = browser.new_context(**options)
-            context.set_default_timeout(PATIENCE)
+            context.set_default_timeout(MAX_WAIT)
             page = context.new_page()
             page.on("console", lambda message: self.complaints.append(message.text))
             page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -70,7 +70,7 @@ class BrowserTests(ProcessTestCase):
         page.get_by_label("How many").fill(str(count))
         page.get_by_role("button", name="Enqueue").click()
         line = page.locator("#lines > li").first
-        expect(line).to_contain_text(name, timeout=PATIENCE)
+        expect(line).to_contain_text(name, timeout=MAX_WAIT)
         return line
 
     def test_a_visitor_enqueues_and_watches(self):
@@ -86,14 +86,14 @@ class BrowserTests(ProcessTestCase):
 
             page.goto(self.url)
             line = self.enqueue(page, "Quick", "<b>Grace</b>", 2)
-            expect(line).to_contain_text("Hello, <b>Grace</b> 2!", timeout=PATIENCE)
+            expect(line).to_contain_text("Hello, <b>Grace</b> 2!", timeout=MAX_WAIT)
             expect(line).to_contain_text("Done")
             line = self.enqueue(page, "Failing", "Edsger")
-            expect(line).to_contain_text("RuntimeError: Edsger stumbled.", timeout=PATIENCE)
+            expect(line).to_contain_text("RuntimeError: Edsger stumbled.", timeout=MAX_WAIT)
             line = self.enqueue(page, "Slow", "Barbara")
-            expect(line.get_by_role("progressbar")).to_be_visible(timeout=PATIENCE)
+            expect(line.get_by_role("progressbar")).to_be_visible(timeout=MAX_WAIT)
             line.get_by_role("button", name="Cancel").click()
-            expect(line).to_contain_text("Cancelled", timeout=PATIENCE)
+            expect(line).to_contain_text("Cancelled", timeout=MAX_WAIT)
 
             page.goto(f"{self.url}/admin/dbtasks/scheduledtask/")
             page.locator("#result_list a").first.click()

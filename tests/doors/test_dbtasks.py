@@ -72,7 +72,7 @@ class CancelTests(TestCase):
 
     def test_a_verb_is_needed(self):
         """Without one the command says which there are."""
-        with self.assertRaisesMessage(CommandError, "VERB"):
+        with self.assertRaisesMessage(CommandError, "SUBCOMMAND"):
             dbtasks()
         with self.assertRaisesMessage(CommandError, "cancel"):
             dbtasks("cancle", 1)

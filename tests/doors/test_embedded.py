@@ -10,9 +10,9 @@ from unittest import mock
 from django.core.exceptions import ImproperlyConfigured
 from django.test import SimpleTestCase
 
-from dbtasks.checks import default_workers
 from dbtasks.contrib.embedded import VARIABLES, configured, is_wanted, lock_path, only_one
 from dbtasks.exceptions import RunnerError
+from dbtasks.options.runner import default_workers
 
 # Prints whether the lock of the file in its argument is free.
 TRY = """
@@ -63,8 +63,8 @@ class ConfigurationTests(SimpleTestCase):
         """The sentence has the variable, the value, and what is allowed."""
         for name, value, text in (
             ("DBTASKS_WORKERS", "0", "Use a whole number from 1 to 1,000."),
-            ("DBTASKS_PERIODIC", "never", "'never' is neither on nor off."),
-            ("DBTASKS_DELAY", "x", "'x' is no delay."),
+            ("DBTASKS_PERIODIC", "never", "'never' is not valid. Use 'on' or 'off'."),
+            ("DBTASKS_DELAY", "x", "'x' is not a valid delay."),
         ):
             with (
                 self.subTest(name),

@@ -37,7 +37,7 @@ class GunicornTests(SiteTestCase):
             wait_until((self.folder / "asked").exists, "The request")
             child.signal(signal.SIGTERM)
             # At once: not when the request has been answered.
-            child.wait_for("waiting for 1 running task")
+            child.wait_for("waiting up to 30.0 s for 1 running task")
             (self.folder / "go").touch()
             (self.folder / "answer").touch()
             self.assertEqual({}, request.result())
@@ -75,7 +75,7 @@ class GunicornTests(SiteTestCase):
         self.assertEqual(1, ScheduledTask.objects.get().attempt)
 
     def test_it_gives_back_before_it_is_killed(self):
-        """A grace beyond gunicorn's patience is cut: the row is READY before the worker is gone."""
+        """A grace beyond gunicorn's timeout is cut: the row is READY before the worker is gone."""
         path = self.folder / "gunicorn.conf.py"
         text = path.read_text()
         path.write_text(text.replace("graceful_timeout = 45", "graceful_timeout = 3"))
@@ -86,7 +86,7 @@ class GunicornTests(SiteTestCase):
         child.signal(signal.SIGTERM)
 
         self.assertEqual(0, child.end(), child.said)
-        self.assertIn("1 running task given back", child.said)
+        self.assertIn("1 running task requeued", child.said)
         self.wait_for_status(busy, "READY")
 
     def test_a_wrong_value_ends_the_server(self):
@@ -94,4 +94,4 @@ class GunicornTests(SiteTestCase):
         child = self.gunicorn(DBTASKS_WORKERS="0")
 
         self.assertNotEqual(0, child.end())
-        self.assertIn("DBTASKS_WORKERS in the environment: '0' is no number", child.said)
+        self.assertIn("DBTASKS_WORKERS in the environment: '0' is not a valid number", child.said)

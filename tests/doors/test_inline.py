@@ -125,13 +125,13 @@ class ProcessTests(TransactionTestCase):
         self.assertEqual(3, dbtasks.pending_count())
         self.assertEqual(1, dbtasks.pending_count("mail"))
 
-    def test_suspects_are_run_too_after_all_others(self):
+    def test_quarantined_rows_are_run_too_after_all_others(self):
         """They are due, and what runs in the caller's thread runs alone."""
-        suspect, other = tasks.add.enqueue(1, 1), tasks.add.enqueue(2, 2)
-        ScheduledTask.objects.filter(pk=suspect.id).update(hold="suspect", lost=2)
+        quarantined, other = tasks.add.enqueue(1, 1), tasks.add.enqueue(2, 2)
+        ScheduledTask.objects.filter(pk=quarantined.id).update(hold="quarantined", lost=2)
 
         self.assertEqual(2, dbtasks.pending_count())
-        self.assertEqual([other.id, suspect.id], [r.id for r in dbtasks.process_tasks()])
+        self.assertEqual([other.id, quarantined.id], [r.id for r in dbtasks.process_tasks()])
 
     def test_pending_count_works_inside_a_transaction(self):
         """Counting runs nothing, so it is allowed anywhere."""
@@ -291,7 +291,7 @@ class InterruptTests(TransactionTestCase):
     def setUp(self) -> None:
         tasks.ran.clear()
 
-    def test_ctrl_c_in_a_task_gives_its_row_back_and_is_raised(self):
+    def test_ctrl_c_in_a_task_requeues_its_row_and_is_raised(self):
         """An interrupted task is not lost: it is READY again, and says why."""
         result = tasks.interrupt.enqueue()
         tasks.remember.enqueue("next")
@@ -302,13 +302,13 @@ class InterruptTests(TransactionTestCase):
         result.refresh()
         self.assertEqual(["interrupt"], tasks.ran)
         self.assertEqual((READY, 1), (result.status, result.attempts))
-        self.assertEqual(dbtasks.TaskAbandoned, result.errors[0].exception_class)
+        self.assertEqual(dbtasks.TaskReleased, result.errors[0].exception_class)
 
-    def test_ctrl_c_beside_the_task_gives_its_row_back(self):
+    def test_ctrl_c_beside_the_task_requeues_its_row(self):
         """A receiver, or our own code, may be where it hits."""
         result = tasks.add.enqueue(1, 2)
         with (
-            mock.patch.object(inline.Attempt, "run", side_effect=KeyboardInterrupt),
+            mock.patch.object(inline, "run", side_effect=KeyboardInterrupt),
             self.assertRaises(KeyboardInterrupt),
         ):
             dbtasks.process_one()

@@ -77,7 +77,7 @@ class MuleTests(SiteTestCase):
         wait_until(done.exists, "The result")
         busy = self.make_busy()
         child.signal_group(signal.SIGINT)
-        child.wait_for("waiting for 1 running task, 30.0 s at most")
+        child.wait_for("waiting up to 30.0 s for 1 running task")
         (self.folder / "go").touch()
 
         self.assertEqual(0, child.end(), child.said)
@@ -91,7 +91,7 @@ class MuleTests(SiteTestCase):
         busy = self.make_busy()
 
         child.signal(signal.SIGHUP)
-        child.wait_for("SIGHUP: waiting for 1 running task")
+        child.wait_for("SIGHUP: waiting up to 30.0 s for 1 running task")
         (self.folder / "go").touch()
 
         self.assertNotEqual(first, self.runs_in(child, 2), child.said)
@@ -112,8 +112,8 @@ class MuleTests(SiteTestCase):
         self.runs_in(child, 2)
         self.wait_for_status(busy, "SUCCESSFUL")
 
-    def test_without_mercy_the_task_is_given_back(self):
-        """When uWSGI's patience is shorter than the grace, the task starts again after the stop."""
+    def test_without_mercy_the_task_is_requeued(self):
+        """When uWSGI waits less than the grace, the task starts again after the stop."""
         self.configure("mule-reload-mercy = 45", "mule-reload-mercy = 1")
         child = self.uwsgi()
         self.runs_in(child)
@@ -147,7 +147,7 @@ class MuleTests(SiteTestCase):
 
         self.assertEqual(0, child.end(), child.said)
         self.assertIn("queues: mail\n", child.said)
-        self.assertIn("3 threads, looking every 500 ms at most, 7.0 s of grace", child.said)
+        self.assertIn("3 threads, polling at least every 500 ms, 7.0 s of grace", child.said)
         self.assertIn("Worker mill-", child.said)
         self.assertIn("Ran 1 task in ", child.said)
         self.wait_for_status(other, "READY")
@@ -158,7 +158,9 @@ class MuleTests(SiteTestCase):
 
         child.wait_for("Another try in 10 s.")
 
-        self.assertIn("DBTASKS_WORKERS in the environment: 'many' is no number", child.said)
+        self.assertIn(
+            "DBTASKS_WORKERS in the environment: 'many' is not a valid number", child.said
+        )
         self.get()
         self.assertEqual(1, child.said.count("The mule runs no tasks"), child.said)
 

@@ -15,8 +15,8 @@ from django.urls import reverse
 
 from dbtasks import Periodic
 from dbtasks.models import PeriodicTask, ScheduledTask
+from dbtasks.runner.scheduler import Scheduler
 from dbtasks.store import periodic as store
-from dbtasks.ticker import Ticker
 
 from ..builders import backend
 from ..runner.test_periodic import REMEMBER, TELL, fired, overdue, schedules
@@ -108,7 +108,7 @@ class ProcessesTests(ProcessTestCase):
     def test_wrong_settings_keep_a_runner_from_starting(self):
         """With the sentence, and without a traceback."""
         for specs, said in (
-            ({"gone": {"spec": "1h"}}, "is no task that may be run"),
+            ({"gone": {"spec": "1h"}}, "is not a task that may be run"),
             ({"tell_tick": {"spec": "61 * * * *"}}, "Minute '61' is out of range"),
         ):
             child = self.runner(**specs)
@@ -131,7 +131,7 @@ class CommandTests(TestCase):
             {TELL: Periodic("0 3 * * *", timezone="Asia/Tokyo"), REMEMBER: Periodic("1h", [1])}
         ) as own:
             new = self.command().splitlines()
-            Ticker(own).catch_up()
+            Scheduler(own).catch_up()
             store.pause(DB, [PeriodicTask.objects.get(key=REMEMBER).pk])
             header, remember, tell = (line.split("\t") for line in self.command().splitlines())
 
@@ -146,9 +146,9 @@ class CommandTests(TestCase):
     def test_json_has_one_object_a_line(self):
         """With as many next runs as asked for, in UTC."""
         with schedules({TELL: "1h"}) as own:
-            Ticker(own).catch_up()
+            Scheduler(own).catch_up()
             overdue(SECOND)
-            Ticker(own).catch_up()
+            Scheduler(own).catch_up()
             shown = json.loads(self.command("--json", "--next", 5))
 
         self.assertEqual(5, len(shown["next"]))
@@ -158,7 +158,7 @@ class CommandTests(TestCase):
     def test_a_schedule_is_run_paused_and_resumed(self):
         """By its key."""
         with schedules({REMEMBER: Periodic("1h", [1], overlap=False)}) as own:
-            Ticker(own).catch_up()
+            Scheduler(own).catch_up()
             self.assertEqual(f"{REMEMBER} runs now.\n", self.command("--run", REMEMBER))
             with self.assertRaises(SystemExit):
                 self.command("--run", REMEMBER)
@@ -179,7 +179,7 @@ class CommandTests(TestCase):
             self.assertIn("There is no schedule 'gone'", self.err.getvalue())
             with self.assertRaisesMessage(CommandError, "no dbtasks backend 'gone'"):
                 self.command("--backend", "gone")
-            with self.assertRaisesMessage(CommandError, "is no number of runs"):
+            with self.assertRaisesMessage(CommandError, "is not a valid number of runs"):
                 self.command("--next", "0")
 
 
@@ -236,9 +236,9 @@ class AdminTests(TestCase):
         for values, said in (
             ({"spec": "61 * * * *"}, "Minute &#x27;61&#x27; is out of range"),
             ({"spec": "0 0 30 2 *"}, "a date that never comes"),
-            ({"spec": "soon"}, "is no schedule"),
-            ({"timezone": "Mars"}, "is no time zone"),
-            ({"task_path": "os.system"}, "is no task that may be run"),
+            ({"spec": "soon"}, "is not a valid schedule"),
+            ({"timezone": "Mars"}, "is not a valid time zone"),
+            ({"task_path": "os.system"}, "is not a task that may be run"),
             ({"args": "[1, 2]"}, "too many positional arguments"),
             ({"args": "{}", "kwargs": "[]"}, "missing a required argument"),
             ({"args": "[1"}, "Enter a valid JSON"),

@@ -86,7 +86,7 @@ class ReloadTests(ProcessTestCase):
     def enqueue(self, name: str, args: str = "[]") -> Any:
         """Enqueue a call of that task of the project; return the row's id."""
         id = make_task(task_path=f"shop.tasks.{name}", args=args)
-        wakeup.notify("default", "default")
+        wakeup.became_due("default", "default")
         return id
 
     def value_of(self, name: str) -> Any:
@@ -136,7 +136,7 @@ class ReloadTests(ProcessTestCase):
         self.assertEqual((0, 1), (row(id).return_value, row(id).attempt))
         self.assertEqual(8, self.value_of("price"))
 
-    def test_a_task_that_takes_longer_is_given_back(self):
+    def test_a_task_that_takes_longer_is_requeued(self):
         """Once the grace is over it starts again, by the new code."""
         runner = self.start_runner("--grace", "0.2")
         id = self.enqueue("wait", f'["{self.folder}"]')

@@ -22,7 +22,7 @@ from dbtasks.contrib.serve import address
 from dbtasks.contrib.serve.management.commands import serve
 from dbtasks.contrib.serve.watch import CodeFilter
 
-from .processes import MANAGE, PATIENCE, ROOT, Child, ProcessTestCase, wait_until
+from .processes import MANAGE, MAX_WAIT, ROOT, Child, ProcessTestCase, wait_until
 from .sites import free_port
 
 SETTINGS = """
@@ -280,10 +280,10 @@ class SiteTests(SiteTestCase):
         for name in ("asked", "started"):
             wait_until((self.folder / name).exists, name)
         child.signal(signal.SIGINT)
-        child.wait_for("SIGINT: waiting for 1 running task")
+        child.wait_for("SIGINT: waiting up to 20.0 s for 1 running task")
         for name in ("answer", "go"):
             (self.folder / name).touch()
-        thread.join(PATIENCE)
+        thread.join(MAX_WAIT)
 
         self.assertEqual(0, child.end(), child.said)
         self.assertEqual(["at last"], answers)
@@ -291,12 +291,12 @@ class SiteTests(SiteTestCase):
         self.assertEqual(("SUCCESSFUL", 1), self.status(id))
 
     def test_the_second_signal_ends_it_now(self):
-        """The task is given back, and the next runner starts it again."""
+        """The task is requeued, and the next runner starts it again."""
         child = self.serve("-k")
         id = self.get("enqueue/wait")
         wait_until((self.folder / "started").exists, "The task")
         family = self.family(child)
-        for text in ("SIGTERM: waiting for 1 running task", "leave now"):
+        for text in ("SIGTERM: waiting up to 30.0 s for 1 running task", "leave now"):
             child.signal(signal.SIGTERM)
             child.wait_for(text)
 
@@ -440,7 +440,7 @@ class ReloadTests(SiteTestCase):
         id = self.get("enqueue/wait")
         wait_until((self.folder / "started").exists, "The task")
         self.write("shop/prices.py", "PRICE = 4\n")
-        child.wait_for("prices.py has changed: waiting for 1 running task")
+        child.wait_for("prices.py has changed: waiting up to 30.0 s for 1 running task")
         (self.folder / "go").touch()
 
         self.assertEqual((0, 1), (self.result(id)["value"], self.result(id)["attempts"]))
@@ -476,13 +476,16 @@ class RefusalTests(TransactionTestCase):
             port = taken.getsockname()[1]
             for arguments, text in (
                 ([str(port)], "Address already in use. Choose another address or port."),
-                (["host:port"], "'host:port' is no address. Write PORT or HOST:PORT, as 0:8000."),
-                (["70000"], "'70000' is no port. Write a number from 1 to 65535."),
-                (["-p", "0"], "'0' is no port."),
+                (
+                    ["host:port"],
+                    "'host:port' is not a valid address. Use PORT or HOST:PORT, such as 0:8000.",
+                ),
+                (["70000"], "'70000' is not a valid port. Use a number from 1 to 65535."),
+                (["-p", "0"], "'0' is not a valid port."),
                 (["-r", "9000"], "There is no folder '9000' to watch. An address stands before"),
                 (["-k", "9000"], "An address stands before -k: serve 9000 -k"),
-                (["--uds", __file__], "is there, and is no socket."),
-                (["--uds", "/nowhere/web.sock"], "No socket can be made in /nowhere."),
+                (["--uds", __file__], "exists and is not a socket."),
+                (["--uds", "/nowhere/web.sock"], "Cannot create a socket in /nowhere."),
             ):
                 with self.subTest(arguments), self.assertRaisesMessage(CommandError, text):
                     call_command("serve", *arguments)

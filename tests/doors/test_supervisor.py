@@ -15,11 +15,12 @@ from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.test import SimpleTestCase
 
-from dbtasks import liveness
 from dbtasks.exceptions import RunnerError
-from dbtasks.leash import ENVIRONMENT, Leash
+from dbtasks.liveness import identity
 from dbtasks.models import ScheduledTask, Worker
-from dbtasks.supervisor import Backoff, Supervisor, alike, command_line, worst
+from dbtasks.processes.child import Backoff, command_line, replicas
+from dbtasks.processes.link import ENVIRONMENT, SupervisorLink
+from dbtasks.processes.supervisor import Supervisor, worst_exit_code
 
 from ..tasks import add, fail, wait_for_file
 from .processes import ROOT, Child, ProcessTestCase, database_url, wait_until
@@ -58,7 +59,7 @@ class RuleTests(SimpleTestCase):
             ([3, -9], 5),
             ([0, 1], 5),
         ):
-            self.assertEqual(code, worst(codes), codes)
+            self.assertEqual(code, worst_exit_code(codes), codes)
 
     def test_the_command_line_is_that_of_the_process(self):
         """With the options of the interpreter, and whatever it ran."""
@@ -71,12 +72,12 @@ class RuleTests(SimpleTestCase):
                 self.assertEqual([sys.executable, *arguments], command_line())
 
     def test_a_process_without_a_supervisor(self):
-        """It has no leash; one whose supervisor cannot be reached says so, and runs nothing."""
-        self.assertIsNone(Leash.held())
+        """It has no link; one whose supervisor cannot be reached says so, and runs nothing."""
+        self.assertIsNone(SupervisorLink.inherited())
         for text in ("1 2 3", "1 x", "1 999"):
             with mock.patch.dict(os.environ, {ENVIRONMENT: text}):
-                with self.assertRaisesMessage(RunnerError, "names no supervisor"):
-                    Leash.held()
+                with self.assertRaisesMessage(RunnerError, "does not name a supervisor"):
+                    SupervisorLink.inherited()
                 self.assertNotIn(ENVIRONMENT, os.environ)
 
 
@@ -90,7 +91,7 @@ class LivesTests(SimpleTestCase):
     def supervise(self, script: str, count: int = 1, ends: bool = True) -> int:
         """Return the exit code of a supervisor whose processes run the script."""
         return Supervisor(
-            alike(count, [sys.executable, "-S", "-E", "-c", PROLOGUE + script, self.folder]),
+            replicas(count, [sys.executable, "-S", "-E", "-c", PROLOGUE + script, self.folder]),
             grace=1.0,
             ends=ends,
             say=lambda text, **fields: self.said.append({"text": text, **fields}),
@@ -171,7 +172,7 @@ class LivesTests(SimpleTestCase):
         self.assertIn("could not start: It is away; another", self.said[2]["text"])
 
     def test_the_others_and_the_next_are_told_who_is_gone(self):
-        """They give back what it held, without waiting for its beat."""
+        """They requeue what it held, without waiting for its beat."""
         code = self.supervise(
             'tell("ready", f"{number}/{life}")\n'
             "if (number, life) == (1, 1): os._exit(1)\n"
@@ -186,8 +187,8 @@ class LivesTests(SimpleTestCase):
         self.assertIn('["gone", "1/1"]', told[1])
 
     def test_who_does_not_stop_is_killed(self):
-        """After the grace and a margin; what it held is given back, which is exit code 5."""
-        with mock.patch("dbtasks.supervisor.MARGIN", -0.5):
+        """After the grace and a margin; what it held is requeued, which is exit code 5."""
+        with mock.patch("dbtasks.processes.supervisor.MARGIN", -0.5):
             code = self.supervise(
                 'tell("ready", "w"); os.kill(os.getppid(), 15)\nwhile True: link.recv(100)'
             )
@@ -239,7 +240,7 @@ class WorkTests(SupervisorTestCase):
         self.assertEqual(0, child.end(), child.stderr)
         self.assertEqual({"SUCCESSFUL": 2}, statuses())
         self.assertEqual({"mill-1", "mill-2"}, {str(name)[:6] for name in names})
-        self.assertEqual(1, child.stderr.count("2 processes of 1 thread, looking"))
+        self.assertEqual(1, child.stderr.count("2 processes with 1 thread each, polling"))
         for number in (1, 2):
             self.assertIn(f"#{number} Worker mill-{number}-", child.stderr)
             self.assertIn(f"#{number} Ran 1 task in ", child.stdout)
@@ -333,7 +334,7 @@ class DeathTests(SupervisorTestCase):
 
         self.assertEqual({"SUCCESSFUL": 2}, statuses())
         for pid in pids:
-            wait_until(lambda pid=pid: liveness._started(pid) is None, "The end of a process")
+            wait_until(lambda pid=pid: identity._started(pid) is None, "The end of a process")
 
 
 class StopTests(SupervisorTestCase):
@@ -345,7 +346,7 @@ class StopTests(SupervisorTestCase):
         add.enqueue(1, 2)
         child.signal(signal.SIGTERM)
         for number in (1, 2):
-            child.wait_for(f"#{number} SIGTERM: waiting for 1 running task")
+            child.wait_for(f"#{number} SIGTERM: waiting up to 30.0 s for 1 running task")
         self.go()
 
         self.assertEqual(0, child.end(), child.stderr)
@@ -357,7 +358,7 @@ class StopTests(SupervisorTestCase):
         child = self.busy("-w", 1)
         os.killpg(child.process.pid, signal.SIGINT)
         for number in (1, 2):
-            child.wait_for(f"#{number} SIGINT: waiting for 1 running task")
+            child.wait_for(f"#{number} SIGINT: waiting up to 30.0 s for 1 running task")
         self.go()
 
         self.assertEqual(0, child.end(), child.stderr)
@@ -365,7 +366,7 @@ class StopTests(SupervisorTestCase):
         self.assertNotIn("leaving now", child.stderr)
 
     def test_a_second_signal_leaves_now(self):
-        """Running tasks are given back by each, and the code is 128 + its number."""
+        """Running tasks are requeued by each, and the code is 128 + its number."""
         child = self.busy("-w", 1)
         child.signal(signal.SIGTERM)
         for number in (1, 2):
@@ -376,7 +377,7 @@ class StopTests(SupervisorTestCase):
         self.assertEqual({"READY": 2}, statuses())
 
     def test_grace_runs_out(self):
-        """What takes longer is given back; the exit code is 5."""
+        """What takes longer is requeued; the exit code is 5."""
         child = self.busy("-w", 1, "--grace", "0.2")
         child.signal(signal.SIGTERM)
 

@@ -12,7 +12,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test import SimpleTestCase, TransactionTestCase, override_settings
 
-from dbtasks import cli, report
+from dbtasks.console import preflight, terminal
 from dbtasks.models import ScheduledTask
 
 from ..builders import backend
@@ -117,14 +117,14 @@ class SignalTests(ProcessTestCase):
         child = self.start_busy()
 
         child.signal(signal.SIGTERM)
-        child.wait_for("SIGTERM: waiting for 1 running task, 30.0 s at most")
+        child.wait_for("SIGTERM: waiting up to 30.0 s for 1 running task")
         (self.folder / "go").touch()
 
         self.assertEqual(0, child.end(), child.stderr)
         self.assertEqual({"SUCCESSFUL": 1, "READY": 3}, statuses())
 
     def test_a_second_signal_leaves_now(self):
-        """The second signal gives the running task back and exits with 128 + its number."""
+        """The second signal requeues the running task and exits with 128 + its number."""
         child = self.start_busy()
 
         child.signal(signal.SIGTERM)
@@ -148,16 +148,16 @@ class SignalTests(ProcessTestCase):
         self.assertEqual(0, child.end(), child.stderr)
 
     def test_grace_runs_out(self):
-        """A task that takes longer than the grace is given back; the exit code is 5."""
+        """A task that takes longer than the grace is requeued; the exit code is 5."""
         child = self.start_busy("--grace", "0.2")
 
         child.signal(signal.SIGTERM)
 
         self.assertEqual(5, child.end(), child.stderr)
-        self.assertIn("1 running task given back", child.stdout)
+        self.assertIn("1 running task requeued", child.stdout)
         self.assertEqual({"READY": 4}, statuses())
         row = ScheduledTask.objects.get(task_path=wait_for_file.module_path)
-        self.assertEqual("dbtasks.exceptions.TaskAbandoned", row.errors[0][0])
+        self.assertEqual("dbtasks.exceptions.TaskReleased", row.errors[0][0])
 
 
 class LimitTests(TransactionTestCase):
@@ -217,14 +217,14 @@ class OutputTests(TransactionTestCase):
 
         self.assertEqual((3, "", ""), taskrunner("--drain", "-v", 0))
 
-    def test_claims_and_looks(self):
-        """-v 2 tells each claim and each look at the queue too."""
+    def test_claims_and_peeks(self):
+        """-v 2 shows each claim and each peek at the queue too."""
         add.enqueue(1, 2)
 
         _, _, err = taskrunner("--drain", "-v", 2)
 
         self.assertIn("DEBUG Claimed 1 of at most", err)
-        self.assertIn("DEBUG Looked: due", err)
+        self.assertIn("DEBUG Peeked: due", err)
 
     def test_many_tasks_are_summed_up(self):
         """More tasks than people can read become one line a second; failures stay visible."""
@@ -368,19 +368,19 @@ class SharedTests(SimpleTestCase):
             (3.21, "3.2 s"),
             (3900, "1h5m"),
         ):
-            self.assertEqual(text, report.span(value))
+            self.assertEqual(text, terminal.humanize_seconds(value))
 
     def test_plain(self):
         """Text is bounded and loses nothing but its power over the terminal."""
-        self.assertEqual(r"a\x1b[0m\nb\ud800 ü", report.plain("a\x1b[0m\nb\ud800 ü"))
-        self.assertEqual(300, len(report.plain("x" * 1000)))
+        self.assertEqual(r"a\x1b[0m\nb\ud800 ü", terminal.printable("a\x1b[0m\nb\ud800 ü"))
+        self.assertEqual(300, len(terminal.printable("x" * 1000)))
 
     def test_a_screen_that_cannot_show_everything(self):
         """Characters that the terminal's encoding lacks are written as escapes."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "out")
             with path.open("w", encoding="ascii") as stream:
-                report.Screen(stream).line("5 µs · ok")
+                terminal.Terminal(stream).line("5 µs · ok")
 
             self.assertEqual("5 \\xb5s \\xb7 ok\n", path.read_text())
 
@@ -389,7 +389,7 @@ class SharedTests(SimpleTestCase):
         stream = StringIO()
         stream.close()
 
-        report.Screen(stream).line("nobody reads this")
+        terminal.Terminal(stream).line("nobody reads this")
 
     def test_a_pool_that_is_too_small(self):
         """A connection pool is warned about if it has no room for the threads and six more."""
@@ -404,4 +404,4 @@ class SharedTests(SimpleTestCase):
                 connection.settings_dict["OPTIONS"]["pool"] = pool
                 self.addCleanup(connection.settings_dict["OPTIONS"].pop, "pool", None)
 
-                self.assertEqual(warns, cli.small_pool("default", threads) is not None)
+                self.assertEqual(warns, preflight.small_pool("default", threads) is not None)

@@ -13,6 +13,8 @@ from django.utils import timezone
 from dbtasks import testing
 from dbtasks.exceptions import RunnerError
 from dbtasks.models import ScheduledTask
+from dbtasks.runner import Runner
+from dbtasks.runner.run import Run
 from dbtasks.testing import Ran, RunnerTestCase, TaskTestMixin, immediate
 
 from .. import tasks
@@ -419,7 +421,7 @@ class RunnerTests(RunnerTestCase):
 class Inner(RunnerTestCase):
     """Test cases of a project that goes wrong; run by the tests below."""
 
-    patience = 0.3
+    max_wait = 0.3
 
     def hang(self) -> None:
         tasks.pass_gate.enqueue()
@@ -475,14 +477,14 @@ class RunnerFailureTests(TransactionTestCase):
 
     def test_a_runner_that_is_never_ready_fails_the_test(self):
         """It is not waited for."""
-        with mock.patch.object(testing.Runner, "run", lambda self: tasks.Gate.opened.wait(10)):
+        with mock.patch.object(Runner, "run", lambda self: tasks.Gate.opened.wait(10)):
             (complaint,) = self.complaints("do_nothing")
 
         self.assertIn("was not ready after 0.3 seconds", complaint)
 
     def test_a_runner_that_breaks_later_fails_the_test(self):
         """With the exception that ended it."""
-        with mock.patch.object(testing.Runner, "_loop", side_effect=ValueError("broken loop")):
+        with mock.patch.object(Run, "_loop", side_effect=ValueError("broken loop")):
             (complaint,) = self.complaints("do_nothing")
 
         self.assertIn("ValueError: broken loop", complaint)

@@ -23,7 +23,7 @@ from .tasks import work
 
 IS_FULL = os.environ.get("FAULTS") == "full"
 SEED = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(10**6))
-# Seconds of silence after which a runner is given up, here.
+# Seconds of silence after which a runner is declared lost, here.
 TIMEOUT = 3.0
 
 

@@ -50,5 +50,5 @@ class ClockTests(StormTestCase):
         moments = [entry.at for entries in self.ledger.entries().values() for entry in entries]
         self.assertGreater(max(moments) - min(moments), 3600)
         for runner in (stepping, watching):
-            self.assertNotIn("joins anew", runner.said)
+            self.assertNotIn("registers again", runner.said)
             self.assertNotIn("is lost", runner.said)

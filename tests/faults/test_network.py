@@ -19,7 +19,7 @@ class NetworkTests(StormTestCase):
         self.addCleanup(self.proxy.close)
 
     def test_nothing_is_lost_or_stale(self) -> None:
-        """What was done and not acknowledged is not done again; what was given up is fenced."""
+        """What was done and not acknowledged is not done again; who was declared lost is fenced."""
         behind = self.ready_runner("-w", 4, TEST_DATABASE=self.proxy.url)
         beside = self.ready_runner("-w", 2)
         faults = [self.cut, self.delay, self.swallow, self.lose_claim, self.lose_outcome]

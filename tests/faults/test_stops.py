@@ -10,7 +10,7 @@ from .storm import StormTestCase, size
 
 
 class FrozenTests(StormTestCase):
-    """A runner that stands still until others have given it up, in the middle of its tasks."""
+    """A runner that stands still until others have declared it lost, in the middle of its tasks."""
 
     def test_nothing_stale_is_written(self) -> None:
         """It wakes up, drops what it had, and goes on under a new name."""
@@ -20,11 +20,11 @@ class FrozenTests(StormTestCase):
             self.freeze_in_mid_task(frozen)
         self.wait_for_end()
 
-        # A row that stood still with its runner three times may have been to blame: what is given
-        # back is the oldest, and so the first to be claimed by the one that is stopped next.
+        # A row that stood still with its runner three times may have been to blame: what is
+        # requeued is the oldest, and so the first to be claimed by the one that is stopped next.
         self.verdict("SIGSTOP beyond the timeout, SIGCONT", failed=size(0, 1))
-        self.assertIn("joins anew", frozen.said)
-        self.assertNotIn("joins anew", other.said)
+        self.assertIn("registers again", frozen.said)
+        self.assertNotIn("registers again", other.said)
 
     def freeze_in_mid_task(self, runner: Child) -> None:
         """Stop it while it runs something, and let it go on when that is somebody else's."""
@@ -46,9 +46,9 @@ class FrozenTests(StormTestCase):
             ),
             "The rescue",
         )
-        said = runner.said.count("joins anew")
+        said = runner.said.count("registers again")
         runner.signal(signal.SIGCONT)
-        wait_until(lambda: runner.said.count("joins anew") > said, "The new name")
+        wait_until(lambda: runner.said.count("registers again") > said, "The new name")
 
     def is_busy(self) -> bool:
         return ScheduledTask.objects.filter(status="READY").count() > 20
@@ -58,7 +58,7 @@ class DeployTests(StormTestCase):
     """One runner after the other is asked to end, and replaced, under load."""
 
     def test_nothing_is_lost_or_doubled(self) -> None:
-        """Each finishes what it has begun, and gives back the rest."""
+        """Each finishes what it has begun, and requeues the rest."""
         self.load(size(300, 4000), 0.05)
         runners = [self.ready_runner("-w", 4, "--grace", 20) for _ in range(2)]
         ended: list[Child] = []

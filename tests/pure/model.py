@@ -21,7 +21,7 @@ GUARDS = {
     "settle.status": "an outcome is written while the row is RUNNING",
     "settle.fence": "an outcome is written while its claim is the last",
     "settle.failures": "an outcome that is an exception counts as one",
-    "unstarted.phase": "only what was not started is given back as not started",
+    "released.phase": "only what was not started is given back as not started",
     "rescue.lost": "rows of workers that were given up are rescued, no others",
     "rescue.status": "a rescued row is still RUNNING",
     "rescue.fence": "a rescued row is in the claim that was seen",
@@ -42,7 +42,7 @@ GUARDS = {
 READY, RUNNING, SUCCESSFUL, FAILED, DELETED = "READY", "RUNNING", "SUCCESSFUL", "FAILED", "deleted"
 FINISHED = (SUCCESSFUL, FAILED)
 # How a claim in hand may end: settled at once, or at any later time.
-ENDS = {"claimed": ("unstarted",), "started": ("succeeded", "failed")}
+ENDS = {"claimed": ("released",), "started": ("succeeded", "failed")}
 ABSENT, LIVE, LOST = "absent", "live", "lost"
 MAX_LOST = 3
 
@@ -207,8 +207,8 @@ class Model:
         phases = ENDS.get(held.phase, (held.phase,))
         if held.phase == "claimed":
             yield f"start {told}", lambda: self.start(state, p, held)
-        if held.phase == "started" and self.without == "unstarted.phase":
-            phases = (*phases, "unstarted")
+        if held.phase == "started" and self.without == "released.phase":
+            phases = (*phases, "released")
         for phase in phases:
             ended, step = held._replace(phase=phase), f"settle {phase} {told}"
             yield step, lambda ended=ended: self.settle(state, p, held, ended, True)
@@ -279,8 +279,8 @@ class Model:
         phases = ENDS.get(held.phase, (held.phase,))
         if held.phase == "claimed":
             yield f"start {told}", lambda: self.start(state, p, held)
-        if held.phase == "started" and self.without == "unstarted.phase":
-            phases = (*phases, "unstarted")
+        if held.phase == "started" and self.without == "released.phase":
+            phases = (*phases, "released")
         for phase in phases:
             ended = held._replace(phase=phase)
             for heard in (True, False):
@@ -326,7 +326,7 @@ class Model:
     def settle(self, state: State, p: int, held: Held, ended: Held, heard: bool) -> State | None:
         """Write an outcome; whose answer is lost, or who is slow, writes the same one again."""
         own = state.rows[held.task]
-        if ended.phase == "unstarted" != held.phase:
+        if ended.phase == "released" != held.phase:
             if own.released == self.releases:
                 return None
             state = with_row(state, held.task, own._replace(released=own.released + 1))
@@ -351,7 +351,7 @@ class Model:
         row = row._replace(worker=None, settled=claimed.fence, attempt=claimed.attempt)
         if self.without == "claim.counts":
             row = row._replace(attempt=claimed.attempt + 1)
-        if held.phase == "unstarted":
+        if held.phase == "released":
             return row._replace(status=READY, attempt=claimed.attempt - 1)
         if held.phase == "succeeded":
             return row._replace(status=SUCCESSFUL, result=claimed.fence)

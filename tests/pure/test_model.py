@@ -25,7 +25,7 @@ BREAKS = {
     "settle.status": ("three attempts", model.ONCE),
     "settle.fence": ("three attempts", model.ONCE),
     "settle.failures": ("one attempt", model.BOUNDED),
-    "unstarted.phase": ("three attempts", model.COUNTED),
+    "released.phase": ("three attempts", model.COUNTED),
     "rescue.lost": ("three attempts", model.KEPT),
     "rescue.status": ("three attempts", model.ONCE),
     "rescue.fence": ("three attempts", model.ONCE),
@@ -45,7 +45,7 @@ BREAKS = {
 
 
 class ModelTests(SimpleTestCase):
-    """claim, settle, unstarted, rescue, cancel, retry, purge; crashes and lost answers anywhere"""
+    """claim, settle, released, rescue, cancel, retry, purge; crashes and lost answers anywhere"""
 
     def test_no_order_of_events_breaks_a_promise(self):
         """With every guard in place the search ends, and has found nothing."""
@@ -73,9 +73,9 @@ class ModelTests(SimpleTestCase):
         self.assertEqual(
             (
                 "claim 0 0",
-                "settle unstarted 0 0 (fence 1) (answer lost)",
+                "settle released 0 0 (fence 1) (answer lost)",
                 "claim 0 0",
-                "settle unstarted 0 0 (fence 1)",
+                "settle released 0 0 (fence 1)",
             ),
             found.trace,
         )

@@ -9,7 +9,7 @@ from django.test import SimpleTestCase
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbtasks import payload
+from dbtasks.base import payload
 
 LIMIT = 100_000
 
@@ -64,7 +64,7 @@ class DumpTests(SimpleTestCase):
             deep = [deep]
         payload.dump(deep, "args", LIMIT)
 
-        with self.assertRaisesMessage(TypeError, "deeper than 64 levels"):
+        with self.assertRaisesMessage(TypeError, "nested more than 64 levels"):
             payload.dump([deep], "args", LIMIT)
 
     def test_size_is_bounded(self):

@@ -8,7 +8,7 @@ from django.test import SimpleTestCase
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbtasks import policy
+from dbtasks.base import policy
 
 from ..runner import tasks
 
@@ -43,15 +43,15 @@ class CheckTests(SimpleTestCase):
     def test_wrong_values_are_refused_with_a_sentence(self):
         """Each says what is allowed."""
         for name, value, sentence in (
-            ("max_attempts", 0, "no number of attempts above zero"),
-            ("max_attempts", True, "no number of attempts above zero"),
+            ("max_attempts", 0, "is not a valid number of attempts"),
+            ("max_attempts", True, "is not a valid number of attempts"),
             ("backoff", "5s", "Use seconds, a list of seconds"),
             ("backoff", [], "Use seconds, a list of seconds"),
-            ("backoff", [1, -1], "no number of seconds from 0 up"),
-            ("on_lost", "ignore", "neither 'retry' nor 'fail'"),
+            ("backoff", [1, -1], "must be 0 or more"),
+            ("on_lost", "ignore", "must be 'retry' or 'fail'"),
             ("retain", "forever", "not a duration above zero"),
-            ("retry_on", ValueError, "A row keeps no code"),
-            ("backoff", len, "A row keeps no code"),
+            ("retry_on", ValueError, "A row stores no code"),
+            ("backoff", len, "A row stores no code"),
         ):
             with self.subTest(name, value=value), self.assertRaisesMessage(InvalidTask, sentence):
                 tasks.add.using(**{name: value})

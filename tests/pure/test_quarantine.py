@@ -1,11 +1,11 @@
-"""When suspects have the process for themselves."""
+"""When quarantined_rows have the process for themselves."""
 
 from unittest import mock
 
 from django.test import SimpleTestCase
 
-from dbtasks import quarantine
-from dbtasks.quarantine import Quarantine
+from dbtasks.runner import quarantine
+from dbtasks.runner.quarantine import Quarantine
 
 
 class QuarantineTests(SimpleTestCase):

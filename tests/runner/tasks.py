@@ -522,3 +522,9 @@ def cancel_itself(context: dbtasks.TaskContext) -> None:
 def tell_tick(context: Any) -> str | None:
     """Tell when the run was due."""
     return None if context.tick is None else str(context.tick.isoformat())
+
+
+@dbtasks.task(takes_context=True)
+def give_meta(context: dbtasks.TaskContext) -> Any:
+    """Return what was attached to the call."""
+    return context.task_result.task.meta

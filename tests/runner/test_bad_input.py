@@ -16,7 +16,7 @@ from django.test import TransactionTestCase, override_settings
 from django.utils import timezone
 
 from dbtasks import store
-from dbtasks.execute import Attempt
+from dbtasks.execution.attempt import Attempt
 from dbtasks.models import TABLE, ScheduledTask
 from dbtasks.testing import RunnerTestCase
 
@@ -63,17 +63,17 @@ class BadInputTests(RunnerTestCase):
     def test_paths_that_are_no_task(self):
         """Only tasks are called; the row says why it was not."""
         for path, why in {
-            "os.system": "no task that may be run",
-            "tests.runner.tasks.gone": "no task that may be run",
-            "tests.runner.tasks.not_a_task": "no task that may be run",
+            "os.system": "is not a task that may be run",
+            "tests.runner.tasks.gone": "is not a task that may be run",
+            "tests.runner.tasks.not_a_task": "is not a task that may be run",
             "tests.runner.tasks.sys.exit": "importing 'tests.runner.tasks.sys' failed",
             "tests.runner.broken.task": "importing 'tests.runner.broken' failed",
-            "nonsense": "no task that may be run",
-            "": "no task that may be run",
+            "nonsense": "is not a task that may be run",
+            "": "is not a task that may be run",
         }.items():
             with self.subTest(path):
                 id = make_task(task_path=path)
-                self.runner.wake()
+                self.runner._run.wake()
                 result = self.finish(task_backends["default"].get_result(str(id)))
 
                 self.assertEqual(FAILED, result.status)
@@ -92,7 +92,7 @@ class BadInputTests(RunnerTestCase):
                 id = make_task(task_path="tests.runner.tasks.add", run_after=far_away())
                 with connection.cursor() as cursor:
                     cursor.execute(f"UPDATE {TABLE} SET {column} = %s, hold = ''", [value])
-                self.runner.wake()
+                self.runner._run.wake()
                 until(lambda id=id: raw_status(id) in ("SUCCESSFUL", "FAILED"))
                 ScheduledTask.objects.all().delete()
 
@@ -123,7 +123,7 @@ class BadInputTests(RunnerTestCase):
     def test_an_attempt_that_breaks_in_an_unknown_way_is_failed(self):
         """The last net: a thread never dies, a row never stays RUNNING."""
         with (
-            mock.patch.object(Attempt, "_outcome", side_effect=OverflowError("broken")),
+            mock.patch.object(Attempt, "_ended", side_effect=OverflowError("broken")),
             self.assertLogs("dbtasks.runner", logging.ERROR),
         ):
             results = [tasks.add.enqueue(1, 2), tasks.nap.enqueue(0)]
@@ -150,7 +150,7 @@ class BadInputTests(RunnerTestCase):
     def test_a_queue_that_left_queues_is_still_served(self):
         """A committed row is run to an end, whatever settings say now."""
         id = make_task(task_path="tests.runner.tasks.add", queue_name="gone")
-        self.runner.wake()
+        self.runner._run.wake()
         result = self.finish(task_backends["default"].get_result(str(id)))
 
         self.assertEqual((SUCCESSFUL, "gone"), (result.status, result.task.queue_name))
@@ -276,7 +276,8 @@ class ImportTests(TransactionTestCase):
         """A row that names a module outside the project does not get it imported."""
         code = (
             "import django; django.setup(); import sys\n"
-            "from dbtasks import registry, TaskNotFound\n"
+            "from dbtasks import TaskNotFound\n"
+            "from dbtasks.base import registry\n"
             "assert 'antigravity' not in sys.modules\n"
             "try: registry.find('antigravity.fly')\n"
             "except TaskNotFound: print('antigravity' in sys.modules)"
@@ -289,10 +290,11 @@ class ImportTests(TransactionTestCase):
 
     def test_task_modules_allows_more(self):
         """OPTIONS["task_modules"] names what else may be imported."""
-        from dbtasks import TaskNotFound, registry
+        from dbtasks import TaskNotFound
+        from dbtasks.base import registry
 
-        with self.assertRaisesMessage(TaskNotFound, "no task that may be run"):
+        with self.assertRaisesMessage(TaskNotFound, "is not a task that may be run"):
             registry.find("this.task")
-        with self.assertRaisesMessage(TaskNotFound, "no task that may be run"):
+        with self.assertRaisesMessage(TaskNotFound, "is not a task that may be run"):
             registry.find("colorsys.rgb_to_hsv", ["colorsys"])
         self.assertIn("colorsys", sys.modules)

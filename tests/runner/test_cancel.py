@@ -66,16 +66,16 @@ class RunningTests(SlowTestCase):
 
         self.assertEqual(("FAILED", [CANCELLED]), (result.status, self.errors(result)))
 
-    def test_a_task_that_hangs_in_c_is_written_off(self):
+    def test_a_task_that_hangs_in_c_is_abandoned(self):
         """As at a timeout."""
         result = self.cancel(tasks.hang)
 
         self.assertEqual(("FAILED", [CANCELLED]), (result.status, self.errors(result)))
-        self.assertEqual(1, self.runner.stuck)
+        self.assertEqual(1, self.runner.abandoned_threads)
         self.assertEqual(3, self.run_to_end(tasks.add, 1, 2).return_value)
 
     def test_coroutines(self):
-        """One is cancelled; one that swallows that is written off."""
+        """One is cancelled; one that swallows that is abandoned."""
         for task in (tasks.anap, tasks.arefuse):
             result = self.cancel(task)
             self.assertEqual(("FAILED", [CANCELLED]), (result.status, self.errors(result)))
@@ -105,10 +105,10 @@ class RunningTests(SlowTestCase):
 
     def test_an_idle_runner_asks_nothing(self):
         """Only while something runs does the runner look for what was cancelled."""
-        until(lambda: self.runner._pool.idle)
+        until(lambda: self.runner._run._pool.idle)
         with mock.patch.object(store, "cancel_requests") as asked:
             for _ in range(3):
-                self.runner.glance()
+                self.runner._run.poll_now()
                 self.runner.wait()
 
         asked.assert_not_called()
@@ -159,14 +159,14 @@ class BetweenTests(SlowTestCase):
         self.assertFalse(row(result.id).cancel_requested)
 
     def test_a_row_that_was_claimed_and_not_started(self):
-        """It is given back when the runner stops."""
+        """It is requeued when the runner stops."""
         tasks.wait_at_gate.enqueue()
         self.assertTrue(tasks.Gate.entered.acquire(timeout=10))
         self.deafen()
         [claim] = [
             store.claim_one(DB, "default", self.runner.worker_id, tasks.add.enqueue(1, 2).id)
         ]
-        self.runner._pool.submit([claim])
+        self.runner._run._pool.submit([claim])
         store.request_cancel(DB, [claim.id])
         self.runner.stop()
         until(lambda: row(claim.id).status == "FAILED")
@@ -211,7 +211,7 @@ class LostTests(ProcessTestCase):
 
         self.assertEqual(("FAILED", 1), (result.status, result.attempts))
         self.assertEqual([CANCELLED], [error.exception_class_path for error in result.errors])
-        self.assertIn("runner was lost", result.errors[0].traceback)
+        self.assertIn("worker was lost", result.errors[0].traceback)
 
     def test_a_runner_in_another_process_hears(self):
         """By the row alone, within seconds."""

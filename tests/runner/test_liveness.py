@@ -5,6 +5,7 @@ import threading
 import time
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -12,11 +13,16 @@ from django.db import OperationalError, connections, transaction
 from django.tasks import task_backends
 from django.test import TransactionTestCase
 
-from dbtasks import liveness, store, wakeup
+from dbtasks import rescue, store
+from dbtasks.liveness import heartbeat
+from dbtasks.liveness.beat import alive
+from dbtasks.liveness.identity import host_key
 from dbtasks.models import ScheduledTask, Worker
 from dbtasks.runner import Runner
 from dbtasks.store import workers
+from dbtasks.store.unit import DIALECTS
 from dbtasks.testing import RunnerTestCase
+from dbtasks.wakeup.watchers import Listener
 
 from ..doors.processes import Child, ProcessTestCase, database_url, freeze, wait_until
 from ..store.base import DB, make_claim, make_task, release, row, vendor
@@ -76,15 +82,15 @@ class KilledTests(ProcessTestCase):
         add.enqueue(1, 2).wait(30)
         killed.kill()
         began = time.monotonic()
-        neighbour.wait_for("was given back")
+        neighbour.wait_for("was rescued")
         seconds = time.monotonic() - began
         (self.folder / "go").touch()
 
         self.assertEqual("SUCCESSFUL", result.wait(30).status)
         self.assertLess(seconds, 3)
 
-    def test_a_frozen_runner_is_given_up_and_fenced_off(self):
-        """Its tasks go to another; when it wakes, its outcome is dropped and it joins anew."""
+    def test_a_frozen_runner_is_declared_lost_and_fenced_off(self):
+        """Its tasks go to another; when it wakes, its outcome is dropped and it registers again."""
         result = wait_for_file.enqueue(str(self.folder))
         frozen = self.runner(timeout=2)
         wait_until((self.folder / "started").exists, "The task")
@@ -95,7 +101,7 @@ class KilledTests(ProcessTestCase):
         (self.folder / "go").touch()
         wait_until(lambda: result.refresh() or result.is_finished, "The result")
         frozen.signal(signal.SIGCONT)
-        frozen.wait_for("joins anew")
+        frozen.wait_for("registers again")
         frozen.wait_for("was dropped")
         other.signal(signal.SIGTERM)
         other.end()
@@ -168,7 +174,7 @@ class InlineTests(ProcessTestCase):
         return task
 
     def test_a_killed_process_one_is_missed(self):
-        """Its row is given back by the next runner."""
+        """Its row is rescued by the next runner."""
         wait_for_file.enqueue(str(self.folder))
         task = self.run_killed("import dbtasks; dbtasks.process_one()")
 
@@ -186,7 +192,7 @@ class InlineTests(ProcessTestCase):
 
     def test_one_beats_as_long_as_it_runs(self):
         """A long task is not taken for a lost one; nobody is left behind."""
-        with liveness.alive(DB, "me", "default", timeout=0.1) as is_known:
+        with alive(DB, "me", "default", timeout=0.1) as is_known:
             self.assertTrue(is_known)
             wait_until(lambda: Worker.objects.get().beat > 2, "The third beat")
 
@@ -194,14 +200,14 @@ class InlineTests(ProcessTestCase):
 
     def test_one_that_left_a_row_running_is_missed(self):
         """When the database went away under its outcome, the name stays behind."""
-        with liveness.alive(DB, "me", "default", timeout=20):
+        with alive(DB, "me", "default", timeout=20):
             make_claim("me")
 
         self.assertEqual("me", Worker.objects.get().pk)
 
     def test_inside_a_transaction_nobody_is_missed(self):
         """What is rolled back with the process needs no rescue."""
-        with transaction.atomic(), liveness.alive(DB, "me", "default", timeout=20) as is_known:
+        with transaction.atomic(), alive(DB, "me", "default", timeout=20) as is_known:
             self.assertFalse(is_known)
             self.assertFalse(Worker.objects.exists())
 
@@ -209,7 +215,7 @@ class InlineTests(ProcessTestCase):
 class LostReplyTests(ProcessTestCase):
     """The database does as it was asked, and its answer never comes."""
 
-    def test_the_claim_is_given_back_and_run(self):
+    def test_the_claim_is_requeued_and_run(self):
         """Nobody knows that the rows were claimed, save the database."""
         if vendor() == "sqlite":
             self.skipTest("SQLite has no network; the next test is about it")
@@ -229,7 +235,7 @@ class LostReplyTests(ProcessTestCase):
 
     def test_so_it_is_in_the_same_process(self):
         """The statement was done, and an error came all the same."""
-        sql = store._SQL[vendor()]
+        sql = DIALECTS[vendor()]
         claim, failures = sql.claim, iter([OperationalError("away")])
 
         def answer_lost(connection: Any, change: Any) -> Any:
@@ -257,8 +263,8 @@ class LostReplyTests(ProcessTestCase):
         self.assertEqual((3, 1), (result.return_value, result.attempts))
 
 
-class GivenUpTests(GateMixin, RunnerTestCase):
-    """A runner that finds that others have given it up."""
+class EvictedTests(GateMixin, RunnerTestCase):
+    """A runner that finds that others have declared it lost."""
 
     workers = 1
 
@@ -267,42 +273,44 @@ class GivenUpTests(GateMixin, RunnerTestCase):
         old = self.runner.worker_id
         tasks.heed.enqueue()
         tasks.Gate.entered.acquire(timeout=10)
-        [attempt] = self.runner._pool._held
-        until(lambda: workers.give_up(DB, old, Worker.objects.get(pk=old).beat))
+        pool = self.runner._run._pool
+        [attempt] = pool._held
+        until(lambda: workers.declare_lost(DB, old, Worker.objects.get(pk=old).beat))
         with self.assertLogs("dbtasks.runner", "WARNING") as logs:
-            self.runner._heart._beat()
-            until(lambda: attempt not in self.runner._pool._held)
+            self.runner._run._heartbeat._beat()
+            until(lambda: attempt not in pool._held)
 
-        self.assertIn("joins anew", logs.output[0])
+        self.assertIn("registers again", logs.output[0])
         self.assertNotEqual(old, self.runner.worker_id)
 
 
-class HeartTests(TransactionTestCase):
+class HeartbeatTests(TransactionTestCase):
     """Judging by beats alone."""
 
     def setUp(self) -> None:
         self.now = 1000.0
-        self.enterContext(mock.patch.object(liveness, "clock", lambda: self.now))
-        self.heart = liveness.Heart(
+        self.enterContext(mock.patch.object(heartbeat, "clock", lambda: self.now))
+        backend = task_backends["default"]
+        self.heartbeat = heartbeat.Heartbeat(
             DB,
             "me",
             "default",
             20.0,
-            lambda row: None,
-            lambda row: True,
-            lost=mock.Mock(),
-            look=mock.Mock(),
-            held=lambda: self.held,
+            rescue=partial(rescue.rescue, backend),
+            release_orphans=partial(rescue.release_orphans, backend),
+            on_evicted=mock.Mock(),
+            poll_now=mock.Mock(),
+            held_claims=lambda: self.held,
         )
         self.held: Any = set()
 
     def watch(self, seconds: float) -> str:
         """Let that much time pass, look, and return the state of the other worker."""
         self.now += seconds
-        self.heart._watch()
+        self.heartbeat._watch()
         return Worker.objects.get(pk="other").state
 
-    def test_a_silent_worker_is_given_up_after_its_time(self):
+    def test_a_silent_worker_is_declared_lost_after_its_time(self):
         """Not before the time is over, by this process's own count."""
         register("other")
         states = [self.watch(5) for _ in range(5)]
@@ -319,26 +327,26 @@ class HeartTests(TransactionTestCase):
 
         self.assertEqual("live", self.watch(5))
 
-    def test_what_somebody_else_gave_up_is_given_back(self):
-        """Whoever gave the worker up may have ended before it gave back the rows."""
+    def test_what_somebody_else_declared_lost_is_rescued(self):
+        """Whoever declared the worker lost may have ended before it rescued the rows."""
         register("other")
         id = make_task()
         store.claim(DB, "default", "other", 1)
-        workers.give_up(DB, "other", 0)
+        workers.declare_lost(DB, "other", 0)
         self.watch(0)
 
         self.assertEqual("READY", row(id).status)
 
-    def test_one_that_is_lost_already_is_not_given_up_again(self):
+    def test_one_that_is_lost_already_is_not_declared_lost_again(self):
         """Its process is gone, and that is no news."""
-        register("other", place=liveness.place(), pid=2**22 + 1, pid_started=1)
-        workers.give_up(DB, "other", 0)
-        with mock.patch.object(workers, "give_up") as give_up:
+        register("other", host_key=host_key(), pid=2**22 + 1, pid_started=1)
+        workers.declare_lost(DB, "other", 0)
+        with mock.patch.object(workers, "declare_lost") as declare_lost:
             self.watch(0)
 
-        give_up.assert_not_called()
+        declare_lost.assert_not_called()
 
-    def test_a_suspended_machine_gives_up_nobody(self):
+    def test_a_suspended_machine_declares_nobody_lost(self):
         """After an hour of sleep all have been silent, the observer among them."""
         register("other")
         self.watch(5)
@@ -347,17 +355,17 @@ class HeartTests(TransactionTestCase):
 
     def test_a_process_that_is_gone_is_known_at_once_on_its_machine(self):
         """And only there: a pid says nothing of another machine or container."""
-        register("other", place="elsewhere", pid=2**22 + 1, pid_started=1)
+        register("other", host_key="elsewhere", pid=2**22 + 1, pid_started=1)
         self.assertEqual("live", self.watch(1))
-        Worker.objects.filter(pk="other").update(place=liveness.place())
+        Worker.objects.filter(pk="other").update(host_key=host_key())
 
         self.assertEqual("lost", self.watch(1))
 
-    def test_a_worker_that_is_missed_is_given_up_at_once(self):
+    def test_a_worker_that_is_missed_is_declared_lost_at_once(self):
         """Whoever started its process knows that it has ended."""
         register("other")
         self.assertEqual("live", self.watch(0))
-        self.heart.miss("other")
+        self.heartbeat.declare_lost("other")
 
         self.assertEqual("lost", self.watch(0))
 
@@ -369,7 +377,7 @@ class HeartTests(TransactionTestCase):
         params = wrapper.get_connection_params() | {"autocommit": True}
         connection = wrapper.Database.connect(**params)
         self.addCleanup(connection.close)
-        wakeup.Listener._show(mock.Mock(), connection, name)
+        Listener._show(mock.Mock(), connection, name)
         return connection
 
     def test_a_session_that_is_gone_shortens_the_wait(self):
@@ -416,11 +424,11 @@ class HeartTests(TransactionTestCase):
 
     def reconcile(self, times: int) -> str:
         """Let it look so often at what is in its name; return the status of the only row."""
-        for _ in range(times * liveness.RECONCILED):
-            self.heart._reconcile()
+        for _ in range(times * heartbeat.RECONCILE_BEATS):
+            self.heartbeat._reconcile()
         return ScheduledTask.objects.get().status
 
-    def test_a_claim_that_never_arrived_is_given_back(self):
+    def test_a_claim_that_never_arrived_is_requeued(self):
         """After two looks, as if it had not been: no start is counted, nobody is blamed."""
         make_claim("me")
         self.assertEqual("RUNNING", self.reconcile(1))
@@ -451,30 +459,30 @@ class HeartTests(TransactionTestCase):
         self.assertEqual("RUNNING", self.reconcile(1))
         self.assertEqual("READY", self.reconcile(1))
 
-    def test_a_heart_that_cannot_beat_is_not_trusted(self):
-        """The runner stops starting tasks before others can give it up."""
-        self.heart._beat()
+    def test_a_worker_that_cannot_beat_is_not_trusted(self):
+        """The runner stops starting tasks before others can declare it lost."""
+        self.heartbeat._beat()
         self.now += 14
-        self.assertTrue(self.heart.is_trusted)
+        self.assertTrue(self.heartbeat.is_trusted)
         self.now += 2
 
-        self.assertFalse(self.heart.is_trusted)
+        self.assertFalse(self.heartbeat.is_trusted)
 
-    def test_a_heart_that_beats_again_says_so(self):
+    def test_a_worker_that_beats_again_says_so(self):
         """The runner looks for work at once, not at its next poll."""
-        self.heart._beat()
-        self.heart._look.assert_not_called()
+        self.heartbeat._beat()
+        self.heartbeat._poll_now.assert_not_called()
         self.now += 16
-        self.heart._beat()
+        self.heartbeat._beat()
 
-        self.heart._look.assert_called_once()
-        self.assertTrue(self.heart.is_trusted)
+        self.heartbeat._poll_now.assert_called_once()
+        self.assertTrue(self.heartbeat.is_trusted)
 
-    def test_a_heart_that_was_given_up_says_so(self):
+    def test_a_worker_that_was_declared_lost_says_so(self):
         """Since then it was given nothing, whatever hints there were."""
-        workers.give_up(DB, "me", 0)
+        workers.declare_lost(DB, "me", 0)
         with self.assertLogs("dbtasks.runner", "WARNING"):
-            self.heart._beat()
+            self.heartbeat._beat()
 
-        self.heart._lost.assert_called_once()
-        self.heart._look.assert_called_once()
+        self.heartbeat._on_evicted.assert_called_once()
+        self.heartbeat._poll_now.assert_called_once()

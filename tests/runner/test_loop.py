@@ -14,11 +14,12 @@ from django.db import DataError, OperationalError, connections
 from django.tasks.signals import task_finished, task_started
 from django.test import TransactionTestCase, override_settings
 
-from dbtasks import RunnerError, store, wakeup
-from dbtasks.execute import Attempt
+from dbtasks import RunnerError, store
+from dbtasks.execution.attempt import Attempt
 from dbtasks.models import ScheduledTask
 from dbtasks.runner import Runner, cleanup
 from dbtasks.testing import RunnerTestCase
+from dbtasks.wakeup import notify
 
 from ..store.base import DB, row, vendor
 from . import tasks
@@ -75,7 +76,7 @@ class RunningTests(RunnerTestCase):
 
         until(lambda: not tasks.Load.all)
         attempts = [each for each in gc.get_objects() if type(each) is Attempt]
-        # The last one of each thread, and of the finisher.
+        # The last one of each thread, and of the outcome writer.
         self.assertLessEqual(len(attempts), self.workers + 2)
 
     def test_coroutines_run_hundreds_at_once(self):
@@ -187,8 +188,7 @@ class RunningTests(RunnerTestCase):
         """The purge deletes what its retention no longer keeps."""
         result = self.runner.wait_for(tasks.add.using(retain=0.001).enqueue(1, 2), 10)
         kept = self.runner.wait_for(tasks.add.enqueue(1, 2), 10)
-        duty = self.runner._maintenance
-        duty._purge()
+        self.runner._run._purger._purge()
 
         self.assertEqual(
             [kept.id], [str(pk) for pk in ScheduledTask.objects.values_list("pk", flat=True)]
@@ -318,7 +318,7 @@ class StopTests(GateMixin, TransactionTestCase):
     def test_an_idle_runner_stops_at_once(self):
         """However long it would have slept."""
         runner, thread = self.start(loop_delay=60)
-        until(lambda: not runner._likely)
+        until(lambda: not runner._run._fetcher.may_be_due)
         runner.stop()
         thread.join(5)
 
@@ -336,42 +336,42 @@ class StopTests(GateMixin, TransactionTestCase):
 
         result.refresh()
         self.assertEqual("SUCCESSFUL", result.status)
-        self.assertEqual(0, runner.abandoned)
+        self.assertEqual(0, runner.released)
 
-    def test_what_has_not_started_is_given_back(self):
+    def test_what_has_not_started_is_requeued(self):
         """Rows claimed ahead are due again, as if nobody had touched them."""
         runner, thread = self.start()
-        runner._pool._average = 0.001
+        runner._run._pool._prefetch._average = 0.001
         tasks.wait_at_gate.enqueue()
         tasks.add.enqueue_many([((n, 0), {}) for n in range(20)])
         tasks.Gate.entered.acquire(timeout=10)
         runner.stop()
-        # What a claim on its way brings is given back after that.
-        until(lambda: runner not in wakeup._sleepers["default"])
+        # What a claim on its way brings is requeued after that.
+        until(lambda: runner._run not in notify._wakeables["default"])
         until(lambda: ScheduledTask.objects.due().count() == 20)
         tasks.Gate.opened.set()
         thread.join(10)
 
         self.assertEqual({0}, set(ScheduledTask.objects.due().values_list("attempt", flat=True)))
 
-    def test_what_outlasts_the_grace_is_given_back(self):
-        """An abandoned row starts again elsewhere; its late outcome changes nothing."""
+    def test_what_outlasts_the_grace_is_released(self):
+        """A released row starts again elsewhere; its late outcome changes nothing."""
         runner, thread = self.start(grace=0.1)
         result = tasks.wait_at_gate.enqueue()
         tasks.Gate.entered.acquire(timeout=10)
         runner.stop()
         thread.join(10)
-        self.assertEqual(1, runner.abandoned)
+        self.assertEqual(1, runner.released)
         tasks.Gate.opened.set()
 
         again = row(result.id)
         self.assertEqual(("READY", "", 1), (again.status, again.hold, again.attempt))
-        self.assertEqual("dbtasks.exceptions.TaskAbandoned", again.errors[0][0])
+        self.assertEqual("dbtasks.exceptions.TaskReleased", again.errors[0][0])
         Runner(workers=1, drain=True).run()
         self.assertEqual("SUCCESSFUL", row(result.id).status)
 
     def test_a_second_stop_waits_for_nothing(self):
-        """Asked twice, the runner leaves now and gives back what runs."""
+        """Asked twice, the runner leaves now and releases what runs."""
         runner, thread = self.start(grace=60)
         result = tasks.wait_at_gate.enqueue()
         tasks.Gate.entered.acquire(timeout=10)
@@ -383,7 +383,7 @@ class StopTests(GateMixin, TransactionTestCase):
         self.assertEqual("READY", row(result.id).status)
 
     def test_a_release_that_fails_is_tried_again(self):
-        """What is given back reaches the database, also if that is away for a moment."""
+        """What is requeued reaches the database, also if that is away for a moment."""
         settle, failures = store.settle, iter([OperationalError("away")] * 2)
 
         def sometimes(db: str, outcomes: Any) -> Any:
@@ -392,7 +392,7 @@ class StopTests(GateMixin, TransactionTestCase):
             return settle(db, outcomes)
 
         runner, thread = self.start()
-        runner._pool._average = 0.001
+        runner._run._pool._prefetch._average = 0.001
         tasks.wait_at_gate.using(priority=9).enqueue()
         tasks.add.enqueue_many([((n, 0), {}) for n in range(20)])
         tasks.Gate.entered.acquire(timeout=10)
@@ -405,9 +405,9 @@ class StopTests(GateMixin, TransactionTestCase):
         self.assertFalse(ScheduledTask.objects.running().exists())
 
     def test_a_long_task_does_not_keep_its_neighbours(self):
-        """Rows that wait behind a long task are given back, for another runner to take."""
+        """Rows that wait behind a long task are requeued, for another runner to take."""
         runner, _ = self.start()
-        runner._pool._average = 0.001
+        runner._run._pool._prefetch._average = 0.001
         tasks.wait_at_gate.using(priority=9).enqueue()
         many = tasks.add.enqueue_many([((n, 0), {}) for n in range(20)])
         tasks.Gate.entered.acquire(timeout=10)
@@ -418,22 +418,22 @@ class StopTests(GateMixin, TransactionTestCase):
         self.assertEqual(1, ScheduledTask.objects.running().count())
 
 
-class SuspectTests(GateMixin, RunnerTestCase):
+class QuarantineTests(GateMixin, RunnerTestCase):
     """Rows with which two runners were lost."""
 
     workers = 3
 
-    def accuse(self, count: int = 1) -> list[Any]:
-        """Enqueue so many suspects, held back until they are."""
+    def quarantine(self, count: int = 1) -> list[Any]:
+        """Enqueue so many quarantined rows, held back until they are."""
         later = tasks.count_crowd.using(run_after=timedelta(hours=1))
         results = [later.enqueue() for _ in range(count)]
-        ScheduledTask.objects.scheduled().update(hold="suspect", lost=2, run_after=None)
+        ScheduledTask.objects.scheduled().update(hold="quarantined", lost=2, run_after=None)
         return results
 
     def test_they_run_alone_and_in_time_under_constant_load(self):
         """Nothing runs beside one, and work that never ceases does not keep them waiting."""
         tasks.go_on.enqueue_many([((), {})] * 20)
-        results = self.accuse(3)
+        results = self.quarantine(3)
         for result in results:
             self.runner.wait_for(result, 20)
         passed = self.runner.done
@@ -446,7 +446,7 @@ class SuspectTests(GateMixin, RunnerTestCase):
         """They are due."""
         self.runner.stop()
         self.assertTrue(self.runner.finished.wait(10))
-        [result] = self.accuse()
+        [result] = self.quarantine()
         Runner(workers=1, drain=True).run()
 
         self.assertEqual("SUCCESSFUL", row(result.id).status)

@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from functools import partial
 from typing import Any
 from unittest import mock
 from urllib.parse import urlsplit
@@ -10,10 +11,11 @@ from urllib.parse import urlsplit
 from django.db import OperationalError, connection, connections, transaction
 from django.test import TransactionTestCase
 
-from dbtasks import patience, store
-from dbtasks import runner as runner_module
+from dbtasks import store
+from dbtasks.db import timeouts
+from dbtasks.db.service import Pauses
+from dbtasks.db.timeouts import bounded_connect, call_timeout
 from dbtasks.models import ScheduledTask, Worker
-from dbtasks.patience import Within, prompt
 from dbtasks.runner import Runner
 
 from ..doors.processes import Child, ProcessTestCase, database_url, wait_until
@@ -23,7 +25,7 @@ from .proxy import Proxy
 from .test_loop import until
 
 
-class PatienceTests(TransactionTestCase):
+class TimeoutTests(TransactionTestCase):
     """Calls that end."""
 
     def setUp(self) -> None:
@@ -34,7 +36,7 @@ class PatienceTests(TransactionTestCase):
         self.addCleanup(connection.close)
 
     def ask(self, sql: str, seconds: float) -> None:
-        with Within(connections["default"], seconds), connection.cursor() as cursor:
+        with call_timeout(connections["default"], seconds), connection.cursor() as cursor:
             cursor.execute(sql)
 
     def test_a_call_that_takes_too_long_is_an_error_in_its_thread(self):
@@ -65,7 +67,7 @@ class PatienceTests(TransactionTestCase):
         own = settings | {"HOST": "127.0.0.1", "PORT": str(deaf.getsockname()[1])}
         began = time.monotonic()
         with mock.patch.object(connection, "settings_dict", own):
-            with self.assertRaises(OperationalError), prompt("default"):
+            with self.assertRaises(OperationalError), bounded_connect("default"):
                 connection.ensure_connection()
             self.assertIs(own, connection.settings_dict)
 
@@ -78,13 +80,16 @@ class PatienceTests(TransactionTestCase):
         parts = urlsplit(proxy.url)
         own = connection.settings_dict | {"HOST": parts.hostname, "PORT": str(parts.port)}
         replies = 0
-        with mock.patch.object(patience, "CONNECT_TIMEOUT", 1):
+        with mock.patch.object(timeouts, "CONNECT_TIMEOUT", 1):
             while True:
                 proxy.most_replies = replies
                 connection.close()
                 began = time.monotonic()
                 try:
-                    with mock.patch.object(connection, "settings_dict", own), prompt("default", 1):
+                    with (
+                        mock.patch.object(connection, "settings_dict", own),
+                        bounded_connect("default", 1),
+                    ):
                         self.ask("SELECT 1", 0.5)
                     break
                 except OperationalError:
@@ -132,7 +137,7 @@ class HoleTests(ProcessTestCase):
         self.assertEqual(3, later.return_value)
         self.assertLess(seconds, 8)
 
-    def test_a_runner_that_was_cut_off_joins_anew(self):
+    def test_a_runner_that_was_cut_off_registers_anew(self):
         """Others have run its task meanwhile; it drops its own outcome, and says so."""
         result = wait_for_file.enqueue(str(self.folder))
         cut_off = self.begin(2, self.proxy.url)
@@ -142,7 +147,7 @@ class HoleTests(ProcessTestCase):
         (self.folder / "go").touch()
         result.wait(30)
         self.proxy.is_hole.clear()
-        cut_off.wait_for("joins anew")
+        cut_off.wait_for("registers again")
         cut_off.wait_for("was dropped")
 
         self.assertEqual(("SUCCESSFUL", 2), (result.status, row(result.id).attempt))
@@ -207,7 +212,7 @@ class LockTests(ProcessTestCase):
                 time.sleep(8)
             else:
                 runner.wait_for("has not answered in time")
-                runner.wait_for("missed a beat")
+                runner.wait_for("The heartbeat failed")
             result.refresh()
             self.assertEqual("RUNNING", result.status)
         result.wait(30)
@@ -248,7 +253,7 @@ class BacklogTests(TransactionTestCase):
         result = add.enqueue(1, 2)
         with (
             mock.patch.object(store, "settle", sometimes),
-            mock.patch("dbtasks.finisher.LONGEST_PAUSE", 0.1),
+            mock.patch("dbtasks.runner.outcome_writer.Pauses", partial(Pauses, longest=0.1)),
         ):
             Runner(workers=1, drain=True).run()
         result.refresh()
@@ -266,14 +271,14 @@ class BacklogTests(TransactionTestCase):
         add.enqueue_many([((n, 0), {}) for n in range(200)])
         runner = Runner(workers=2, loop_delay=300)
         with (
-            mock.patch.object(runner_module, "MAX_BACKLOG", 10),
+            mock.patch("dbtasks.runner.rounds.MAX_BACKLOG", 10),
             mock.patch.object(store, "settle", late),
         ):
             thread = threading.Thread(target=runner.run)
             thread.start()
             try:
-                until(lambda: runner._finisher and runner._finisher.backlog > 10)
-                until(lambda: runner._pool.idle and not runner._bell.is_set())
+                until(lambda: runner._run and runner._run._writer.backlog > 10)
+                until(lambda: runner._run._pool.idle and not runner._run._wakeup.is_set())
                 stored.set()
                 until(lambda: ScheduledTask.objects.finished().count() == 200)
             finally:
@@ -294,18 +299,18 @@ class BacklogTests(TransactionTestCase):
         results = add.enqueue_many([((n, 0), {}) for n in range(200)])
         runner = Runner(workers=2)
         with (
-            mock.patch.object(runner_module, "MAX_BACKLOG", 10),
+            mock.patch("dbtasks.runner.rounds.MAX_BACKLOG", 10),
             mock.patch.object(store, "settle", refuse),
         ):
             thread = threading.Thread(target=runner.run)
             thread.start()
             try:
-                until(lambda: runner._finisher and runner._finisher.backlog > 10)
+                until(lambda: runner._run and runner._run._writer.backlog > 10)
                 # A claim may have been on its way.
-                until(lambda: not runner._claiming and runner._pool.idle)
-                held = runner._finisher.backlog
-                runner.wake()
-                until(lambda: not runner._bell.is_set())
+                until(lambda: not runner._run._fetcher.is_claiming and runner._run._pool.idle)
+                held = runner._run._writer.backlog
+                runner._run.wake()
+                until(lambda: not runner._run._wakeup.is_set())
                 self.assertEqual(held, ScheduledTask.objects.running().count())
                 self.assertEqual(200 - held, ScheduledTask.objects.due().count())
                 away.clear()

@@ -15,13 +15,14 @@ from django.db import connection, connections, transaction
 from django.tasks import task_backends
 from django.test import SimpleTestCase, TransactionTestCase, override_settings
 
-from dbtasks import Periodic, ScheduleError, periodic, ticker
+from dbtasks import Periodic, ScheduleError, firing, periodic
+from dbtasks.firing import due_ticks
 from dbtasks.models import PeriodicTask, ScheduledTask, Worker
-from dbtasks.runner import Runner
-from dbtasks.store import _sql
+from dbtasks.runner import Runner, scheduler
+from dbtasks.runner.scheduler import Scheduler
 from dbtasks.store import periodic as store
+from dbtasks.store.unit import dialect
 from dbtasks.testing import RunnerTestCase
-from dbtasks.ticker import Ticker, due_ticks
 
 from ..builders import backend
 from ..store.base import DB
@@ -48,7 +49,7 @@ def clock(start: datetime) -> Iterator[Any]:
     """Let the database's clock stand at a moment, which ``set`` changes."""
     now = [start]
     literal = lambda _: str((now[0] - utc(1970, 1, 1)) // timedelta(microseconds=1))  # noqa: E731
-    with mock.patch.object(_sql(connection), "microseconds", literal):
+    with mock.patch.object(dialect(connection), "microseconds", literal):
         yield lambda at: now.__setitem__(0, at)
 
 
@@ -134,15 +135,15 @@ class DayTests(SimpleTestCase):
                     self.assertEqual(len(found), len(set(found)))
 
 
-class TickerTests(TransactionTestCase):
-    """One runner's ticker, round by round, on the database's clock."""
+class SchedulerTests(TransactionTestCase):
+    """One runner's scheduler, round by round, on the database's clock."""
 
     def test_a_start_in_the_repeated_hour(self):
         """B10: neither a busy loop nor an hour without runs."""
         start = utc(2026, 11, 1, 6, 10)
         spec = {REMEMBER: Periodic("*/5 * * * *", args=[1], timezone="America/New_York")}
         with schedules(spec) as own, clock(start) as set_clock:
-            one = Ticker(own)
+            one = Scheduler(own)
             for n in range(61):
                 set_clock(start + n * MINUTE)
                 one.catch_up()
@@ -158,7 +159,7 @@ class TickerTests(TransactionTestCase):
             ]
         }
         with schedules(specs) as own, clock(start := utc(2026, 11, 1, 4, 30)) as set_clock:
-            one = Ticker(own)
+            one = Scheduler(own)
             for n in range(0, 240, 10):
                 set_clock(start + n * MINUTE)
                 one.catch_up()
@@ -172,10 +173,10 @@ class TickerTests(TransactionTestCase):
         """What was fired stays fired; it goes on where it was."""
         start = utc(2026, 1, 1, 12, 30)
         with schedules({REMEMBER: Periodic("15m", args=[1])}) as own, clock(start) as set_clock:
-            tickers = [Ticker(own), Ticker(own)]
+            schedulers = [Scheduler(own), Scheduler(own)]
             for minutes in (*range(0, 61, 5), *range(0, 121, 5)):
                 set_clock(start + minutes * MINUTE)
-                for one in tickers:
+                for one in schedulers:
                     one.catch_up()
 
         self.assertEqual([start + 15 * n * MINUTE for n in range(1, 9)], fired())
@@ -189,7 +190,7 @@ class TickerTests(TransactionTestCase):
         with schedules(specs) as own, clock(start) as set_clock:
             for hour in range(72):
                 set_clock(start + hour * HOUR)
-                for one in (Ticker(own), Ticker(own)):
+                for one in (Scheduler(own), Scheduler(own)):
                     one.catch_up()
 
         self.assertEqual([utc(2026, 1, day) for day in (2, 3, 4)], fired(schedule_key="day"))
@@ -201,10 +202,10 @@ class TickerTests(TransactionTestCase):
         start = utc(2026, 1, 1, 12, 1)
         with clock(start) as set_clock:
             with schedules({REMEMBER: Periodic("10m", [1])}) as own:
-                old = Ticker(own)
+                old = Scheduler(own)
                 old.catch_up()
             with schedules({REMEMBER: Periodic("15m", [1]), TELL: "15m"}) as own:
-                new = Ticker(own)
+                new = Scheduler(own)
             for minutes in range(0, 65, 5):
                 set_clock(start + minutes * MINUTE)
                 if minutes == 30:
@@ -224,10 +225,10 @@ class TickerTests(TransactionTestCase):
         start = utc(2026, 1, 1, 12, 1)
         with clock(start) as set_clock:
             with schedules({REMEMBER: Periodic("10m", [1])}) as own:
-                first = Ticker(own)
+                first = Scheduler(own)
                 first.catch_up()
             with schedules({TELL: "10m"}) as own:
-                second = Ticker(own)
+                second = Scheduler(own)
                 second.catch_up()
             set_clock(start + 10 * MINUTE)
             second.catch_up()
@@ -248,13 +249,13 @@ class TickerTests(TransactionTestCase):
 
         specs = {REMEMBER: [Periodic("10m", tell, key="a"), Periodic("10m", [1], key="b")]}
         with schedules(specs) as own, clock(start := utc(2026, 1, 1, 12, 1)) as set_clock:
-            one = Ticker(own)
+            one = Scheduler(own)
             one.catch_up()
             set_clock(start + 10 * MINUTE)
             with self.assertLogs("dbtasks.periodic", "ERROR") as logs:
                 one.catch_up()
             self.assertEqual(["b"], [row.schedule_key for row in ScheduledTask.objects.all()])
-            one._ailing.clear()
+            one._broken.clear()
             one.catch_up()
 
         self.assertIn("a cannot be fired", logs.output[0])
@@ -271,12 +272,12 @@ class TickerTests(TransactionTestCase):
 
         def run() -> None:
             try:
-                Ticker(own).catch_up()
+                Scheduler(own).catch_up()
             finally:
                 connections.close_all()
 
         with schedules(specs) as own:
-            Ticker(own).catch_up()
+            Scheduler(own).catch_up()
             overdue(MINUTE)
             thread = threading.Thread(target=run)
             with self.assertLogs("dbtasks.runner", "WARNING"):
@@ -288,11 +289,11 @@ class TickerTests(TransactionTestCase):
     def test_a_lost_database_delays_a_tick_only(self):
         """The next round after it is back fires it."""
         with schedules({REMEMBER: Periodic(RARE, [1])}) as own:
-            one = Ticker(own)
+            one = Scheduler(own)
             one.catch_up()
             seen = overdue(timedelta(seconds=3))
             with (
-                mock.patch.object(store, "look", side_effect=OSError("away")),
+                mock.patch.object(store, "peek", side_effect=OSError("away")),
                 self.assertRaises(OSError),
             ):
                 one.round()
@@ -303,23 +304,23 @@ class TickerTests(TransactionTestCase):
     def test_a_runner_keeps_its_schedules_for_as_long_as_it_runs(self):
         """Another deployment's start does not forget them, and what is gone comes back."""
         with schedules({TELL: "1h"}) as own:
-            one = Ticker(own)
+            one = Scheduler(own)
             one.catch_up()
             PeriodicTask.objects.update(seen_at=utc(2020, 1, 1))
-            one._seen_at -= ticker.SEEN_INTERVAL
+            one._seen_at -= scheduler.SEEN_INTERVAL
             one.catch_up()
             store.declare(DB, "default", [])
             self.assertEqual(TELL, PeriodicTask.objects.get().key)
             PeriodicTask.objects.all().delete()
-            one._seen_at -= ticker.SEEN_INTERVAL
+            one._seen_at -= scheduler.SEEN_INTERVAL
             one.catch_up()
 
         self.assertEqual(TELL, PeriodicTask.objects.get().key)
 
-    def test_an_idle_ticker_asks_seldom(self):
+    def test_an_idle_scheduler_asks_seldom(self):
         """One statement, then a sleep of seconds, or exactly until the next tick."""
         with schedules({REMEMBER: Periodic("1d", [1])}) as own, clock(utc(2026, 1, 1)) as set_clock:
-            one = Ticker(own)
+            one = Scheduler(own)
             one.catch_up()
             with self.assertNumQueries(1):
                 self.assertGreater(one.round(), 3)
@@ -383,18 +384,18 @@ class FiredTests(RunnerTestCase):
     def test_a_runner_without_periodic_fires_none(self):
         """It neither declares nor fires; Runner(init_periodic=False)."""
         with schedules({TELL: RARE}) as own:
-            Ticker(own).catch_up()
+            Scheduler(own).catch_up()
             overdue(MINUTE)
             runner = self.start_runner(init_periodic=False)
             runner.wait_for(tasks.add.enqueue(1, 2))
-            self.assertIsNone(runner._ticker)
+            self.assertEqual([], runner._run._schedulers)
 
         self.assertEqual([], fired())
 
     def test_a_drain_fires_what_is_due(self):
         """Once, before it looks whether anything is."""
         with schedules({TELL: RARE}) as own:
-            Ticker(own).catch_up()
+            Scheduler(own).catch_up()
             overdue(MINUTE)
             thread = threading.Thread(target=Runner(1, drain=True).run)
             thread.start()
@@ -404,7 +405,7 @@ class FiredTests(RunnerTestCase):
         until(lambda: ScheduledTask.objects.successful().filter(schedule_key=TELL).exists())
 
     def test_a_worker_whose_row_was_deleted_goes_on(self):
-        """B27: it joins anew, and its schedules go on meanwhile."""
+        """B27: it registers again, and its schedules go on meanwhile."""
         with schedules({TELL: "1s"}):
             self.start_runner(init_periodic=True)
             until(lambda: fired())
@@ -450,7 +451,7 @@ class FiredTests(RunnerTestCase):
         self.assertLess(sorted(late)[-2], timedelta(seconds=1.5))
 
     def test_connections_that_are_cut_lose_no_tick(self):
-        """The database goes away under the ticker, and comes back."""
+        """The database goes away under the scheduler, and comes back."""
         if connection.vendor == "sqlite":
             self.skipTest("SQLite has no connections to cut.")
         from .test_loop import RunningTests
@@ -487,7 +488,7 @@ class MadeByPeopleTests(TransactionTestCase):
 
     def fire(self) -> None:
         with schedules({}) as own:
-            Ticker(own).catch_up()
+            Scheduler(own).catch_up()
 
     def test_any_runner_of_the_backend_fires_them(self):
         """With their own arguments and retention."""
@@ -529,9 +530,9 @@ class MadeByPeopleTests(TransactionTestCase):
     def test_a_paused_one_stays_paused_across_starts(self):
         """Those of the settings, too."""
         with schedules({TELL: RARE}) as own:
-            Ticker(own).catch_up()
+            Scheduler(own).catch_up()
             store.pause(DB, [overdue(MINUTE).pk])
-            Ticker(own).catch_up()
+            Scheduler(own).catch_up()
 
         self.assertTrue(PeriodicTask.objects.get().paused)
         self.assertEqual([], fired())
@@ -546,19 +547,19 @@ class StartTests(TransactionTestCase):
         """Each with a sentence that names the schedule."""
         for specs, id, said in (
             ({"tests.gone.task": "1h"}, "E010", "importing 'tests.gone' failed"),
-            ({"os.system": "1h"}, "E010", "is no task that may be run"),
+            ({"os.system": "1h"}, "E010", "is not a task that may be run"),
             ({REMEMBER: "1h"}, "E010", "missing a required argument: 'n'"),
             ({REMEMBER: Periodic("1h", [1, 2])}, "E010", "too many positional arguments"),
-            ({REMEMBER: Periodic("1h", [{1, 2}])}, "E010", "cannot be called so"),
+            ({REMEMBER: Periodic("1h", [{1, 2}])}, "E010", "cannot be called with these arguments"),
             ({"tests.tasks.short_lived": "1h"}, "E010", "Queue 'mail'"),
             ({TELL: "61 * * * *"}, "E002", "Minute '61' is out of range"),
             ({TELL: "0 0 30 2 *"}, "E002", "a date that never comes"),
-            ({TELL: "0s"}, "E002", "is no schedule"),
-            ({TELL: Periodic("1h", timezone="Mars")}, "E002", "no time zone"),
+            ({TELL: "0s"}, "E002", "is not a valid schedule"),
+            ({TELL: Periodic("1h", timezone="Mars")}, "E002", "is not a valid time zone"),
             ({TELL: ["1h", "1h", "1h"]}, "E002", "is the key of two schedules"),
             ({TELL: Periodic("1h", key="x" * 201)}, "E002", "has more than 200 characters"),
-            ({"nopath": "1h"}, "E002", "no path of a task"),
-            ([], "E002", "no mapping"),
+            ({"nopath": "1h"}, "E002", "is not the path of a task"),
+            ([], "E002", "is not a mapping"),
         ):
             with self.subTest(said), schedules(specs, QUEUES=["default"]):
                 found = [m for m in checks.run_checks() if m.id == f"dbtasks.{id}"]
@@ -592,11 +593,11 @@ class DecoratorTests(SimpleTestCase):
     """@periodic"""
 
     def setUp(self) -> None:
-        self.enterContext(mock.patch.dict(import_module("dbtasks.periodic")._decorated))
+        self.enterContext(mock.patch.dict(import_module("dbtasks.schedule.periodic")._decorated))
 
     def keys(self, specs: Any = None) -> dict[str, str]:
         with schedules(specs or {}) as own:
-            return {key: plan.schedule.text for key, plan in ticker.plans_of(own).items()}
+            return {key: entry.schedule.text for key, entry in firing.entries_of(own).items()}
 
     def test_it_stands_above_task(self):
         """And may be repeated; the task stays what it is."""

@@ -4,15 +4,17 @@ import logging
 from datetime import timedelta
 from typing import Any
 
+from django.tasks import task_backends
 from django.test import override_settings
 
 from dbtasks import Task
+from dbtasks.rescue import rescue
 from dbtasks.store import workers
 from dbtasks.testing import RunnerTestCase
 
 from ..builders import backend
 from ..store.base import DB, row
-from ..store.test_workers import claim, register, rescue
+from ..store.test_workers import claim, register
 from . import tasks
 from .test_loop import until
 
@@ -123,15 +125,11 @@ class OnLostTests(RunnerTestCase):
         """At most once, for who asks for it."""
         self.runner.close()
         result = tasks.add.using(on_lost="fail").enqueue(1, 2)
-        kept = self.runner.backend
         claim(register("victim"))
-        workers.give_up(DB, "victim", 0)
-        from django.tasks import task_backends
-
-        service: Any = task_backends[kept]
-        workers.rescue(DB, kept, service.retain_failed, service.may_retry_lost)
+        workers.declare_lost(DB, "victim", 0)
+        rescue(task_backends[self.runner.options.backend])
         result.refresh()
 
         self.assertEqual(("FAILED", 1), (result.status, result.attempts))
-        self.assertEqual([], rescue())
+        self.assertEqual([], rescue(task_backends[self.runner.options.backend]))
         self.assertEqual(timedelta(days=7), row(result.id).delete_after - result.finished_at)

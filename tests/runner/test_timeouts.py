@@ -18,10 +18,11 @@ from django.test import SimpleTestCase, TransactionTestCase, override_settings
 
 import dbtasks
 from dbtasks import TaskContext, TaskInterrupted, TaskTimeout, options, process_one
-from dbtasks.deadline import Deadlines
-from dbtasks.execute import Attempt
-from dbtasks.interrupt import Interruptible
+from dbtasks.execution.attempt import Attempt
+from dbtasks.execution.interrupt import Interruptible
+from dbtasks.execution.running import run
 from dbtasks.models import ScheduledTask
+from dbtasks.runner.deadlines import Deadlines
 from dbtasks.testing import RunnerTestCase
 
 from ..builders import backend
@@ -57,7 +58,7 @@ class SlowTestCase(GateMixin, RunnerTestCase):
         if self.is_shut:
             os.close(tasks.Gate.pipe[1])
         self.is_shut = False
-        until(lambda: self.runner.stuck == 0)
+        until(lambda: self.runner.abandoned_threads == 0)
 
     def run_to_end(self, task: Any, *args: Any) -> Any:
         return self.runner.wait_for(task.enqueue(*args), 10)
@@ -71,7 +72,7 @@ class StartTests(TransactionTestCase):
 
     def test_its_time_is_that_of_the_row(self):
         """However late the thread gets to the task, or the clock to the attempt."""
-        attempt = Attempt(default_task_backend.job("w1"), make_claim("w1"))
+        attempt = Attempt(default_task_backend.context("w1"), make_claim("w1"))
         attempt.begin()
         attempt.started -= 60
         began, over = attempt.started, threading.Event()
@@ -80,9 +81,9 @@ class StartTests(TransactionTestCase):
         with mock.patch.object(Attempt, "timeout", 50.0):
             deadlines.watch(attempt)
             self.assertTrue(over.wait(10))
-        outcome = attempt.run()
+        outcome = run(attempt)
 
-        self.assertEqual(attempt._at(began), outcome.started_at)
+        self.assertEqual(attempt.at(began), outcome.started_at)
 
 
 class ThreadTests(SlowTestCase):
@@ -97,7 +98,7 @@ class ThreadTests(SlowTestCase):
         self.assertTrue(timedelta(seconds=0.2) <= took < timedelta(seconds=1), took)
         self.assertIn("in spin", result.errors[0].traceback)
         self.assertIn("longer than its timeout of 0.2 s", result.errors[0].traceback)
-        self.assertEqual(0, self.runner.stuck)
+        self.assertEqual(0, self.runner.abandoned_threads)
 
     def test_the_thread_s_connection_is_not_used_again(self):
         """It may have been interrupted in the middle of a statement or a transaction."""
@@ -144,14 +145,14 @@ class ThreadTests(SlowTestCase):
 
         self.assertEqual(("the rest", 2, []), (result.return_value, result.attempts, result.errors))
 
-    def test_a_task_that_hangs_in_c_is_written_off(self):
+    def test_a_task_that_hangs_in_c_is_abandoned(self):
         """Its row ends, saying where it hangs; its thread is replaced, and the next task runs."""
         result = self.run_to_end(tasks.hang.using(timeout=0.2))
 
         self.assertEqual(("FAILED", [TIMEOUT]), (result.status, self.errors(result)))
         self.assertIn("select.select(", result.errors[0].traceback)
         self.assertLess(result.finished_at - result.started_at, timedelta(seconds=3))
-        self.assertEqual(1, self.runner.stuck)
+        self.assertEqual(1, self.runner.abandoned_threads)
         self.assertEqual(3, self.run_to_end(tasks.add, 1, 2).return_value)
 
     def test_a_late_end_is_dropped(self):
@@ -180,7 +181,7 @@ class ThreadTests(SlowTestCase):
         self.assertEqual(("SUCCESSFUL", [TIMEOUT]), (result.status, self.errors(result)))
         self.assertEqual([1], tasks.remembered)
 
-    def test_a_task_that_swallows_everything_is_written_off(self):
+    def test_a_task_that_swallows_everything_is_abandoned(self):
         """It was told twice."""
         result = self.run_to_end(tasks.refuse.using(timeout=0.2))
 
@@ -216,17 +217,17 @@ class ThreadTests(SlowTestCase):
         self.assertEqual(seen[0][1], seen[1][1])
 
     def test_a_runner_that_stops_says_so(self):
-        """A task that asks is given back within the grace, as not failed."""
+        """A task that asks is released within the grace, as not failed."""
         result = tasks.obey.enqueue()
         self.assertTrue(tasks.Gate.entered.acquire(timeout=10))
         self.runner.close()
-        given_back = row(result.id)
+        released = row(result.id)
 
-        self.assertEqual(("READY", 0), (given_back.status, given_back.failures))
-        self.assertEqual("dbtasks.exceptions.TaskAbandoned", given_back.errors[-1][0])
-        self.assertEqual(0, self.runner.abandoned)
+        self.assertEqual(("READY", 0), (released.status, released.failures))
+        self.assertEqual("dbtasks.exceptions.TaskReleased", released.errors[-1][0])
+        self.assertEqual(0, self.runner.released)
 
-    def test_stopping_does_not_wait_for_what_was_written_off(self):
+    def test_stopping_does_not_wait_for_what_was_abandoned(self):
         """The grace is for those that may end."""
         self.run_to_end(tasks.hang.using(timeout=0.2))
         began = time.monotonic()
@@ -254,12 +255,12 @@ class CoroutineTests(SlowTestCase):
 
         self.assertEqual("stopped", result.return_value)
 
-    def test_a_coroutine_that_swallows_the_cancellation_is_written_off(self):
+    def test_a_coroutine_that_swallows_the_cancellation_is_abandoned(self):
         """The others on its loop are not harmed."""
         other = tasks.nap.enqueue(3)
         result = self.run_to_end(tasks.arefuse.using(timeout=0.2))
         self.assertEqual(("FAILED", [TIMEOUT]), (result.status, self.errors(result)))
-        self.assertEqual(([4], 1), (tasks.remembered, self.runner.stuck))
+        self.assertEqual(([4], 1), (tasks.remembered, self.runner.abandoned_threads))
 
         self.assertEqual(3, self.runner.wait_for(other, 10).return_value)
 
@@ -280,7 +281,7 @@ class StrayTests(RunnerTestCase):
     """No exception reaches anything but the task that it is meant for."""
 
     workers = 4
-    patience = 120.0
+    max_wait = 120.0
 
     def test_neighbours_of_tasks_that_end_at_their_deadline_are_unharmed(self):
         """Thousands of tasks end about when their time is over; others run between them."""
@@ -301,7 +302,7 @@ class StrayTests(RunnerTestCase):
             else:
                 calls.append((tasks.stay_unharmed, [chance.randrange(2000)], {}))
         task_backends["default"].enqueue_many(calls)
-        self.runner.wake()
+        self.runner._run.wake()
         self.assertTrue(self.runner.wait(110))
 
         rows = ScheduledTask.objects.filter(task_path__endswith="stay_unharmed")
@@ -310,7 +311,7 @@ class StrayTests(RunnerTestCase):
         failed = [task.errors[-1][0] for task in edge.failed()]
         self.assertEqual({TIMEOUT}, set(failed))
         self.assertTrue(edge.successful().exists())
-        self.assertEqual(([], 0), (broken, self.runner.stuck))
+        self.assertEqual(([], 0), (broken, self.runner.abandoned_threads))
         self.assertLessEqual(threads, {thread.name for thread in threading.enumerate()})
 
 
@@ -424,7 +425,7 @@ class PolicyTests(SimpleTestCase):
         self.assertEqual(dbtasks.TaskContext, TaskContext)
 
 
-class WornOutTests(ProcessTestCase):
+class ExhaustedTests(ProcessTestCase):
     """A runner that has too many threads in tasks that do not end."""
 
     def test_it_ends_with_a_code_of_its_own_and_harms_nobody(self):
@@ -432,8 +433,8 @@ class WornOutTests(ProcessTestCase):
         other = wait_for_file.enqueue(str(self.folder))
         child = self.start("taskrunner", "-w", 2)
         wait_until((self.folder / "started").exists, "The other task")
-        stuck = [tasks.sleep.using(timeout=0.1).enqueue(60) for _ in range(4)]
-        child.wait_for("were written off; stopping")
+        hanging = [tasks.sleep.using(timeout=0.1).enqueue(60) for _ in range(4)]
+        child.wait_for("hang in abandoned tasks; the runner stops")
         left = add.enqueue(1, 2)
         (self.folder / "go").touch()
 
@@ -441,7 +442,7 @@ class WornOutTests(ProcessTestCase):
         other.refresh()
         left.refresh()
         self.assertEqual(("SUCCESSFUL", "READY"), (other.status, left.status))
-        for result in stuck:
+        for result in hanging:
             result.refresh()
             self.assertEqual([TIMEOUT], [error.exception_class_path for error in result.errors])
 

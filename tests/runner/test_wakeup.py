@@ -13,10 +13,12 @@ from unittest import TestCase, mock, skipUnless
 from django.db import connections, transaction
 from django.test import TransactionTestCase
 
-from dbtasks import store, wakeup
+from dbtasks import store
 from dbtasks.models import Worker
 from dbtasks.store import workers
 from dbtasks.testing import RunnerTestCase
+from dbtasks.wakeup import notify, watchers
+from dbtasks.wakeup.watchers import FileWatcher
 
 from ..store.base import DB, make_task, row, vendor
 from . import tasks
@@ -28,7 +30,7 @@ def enqueue_elsewhere() -> Any:
     id = make_task(task_path="tests.runner.tasks.add")
     if vendor() == "postgresql":
         with connections[DB].cursor() as cursor:
-            cursor.execute("SELECT pg_notify(%s, 'default')", [wakeup.CHANNEL])
+            cursor.execute("SELECT pg_notify(%s, 'default')", [notify.CHANNEL])
     return id
 
 
@@ -41,8 +43,9 @@ class HintTests(RunnerTestCase):
         super().setUp()
         if vendor() == "mysql":
             self.skipTest("MySQL and MariaDB have no hints: runners poll")
-        until(lambda: self.runner._watcher.is_healthy)
-        until(lambda: not self.runner._likely)
+        [watcher] = self.runner._run._watchers
+        until(lambda: watcher.is_healthy)
+        until(lambda: not self.runner._run._fetcher.may_be_due)
 
     def test_a_row_of_another_process_is_picked_up_at_once(self):
         """The hint wakes the runner long before its next poll."""
@@ -51,7 +54,7 @@ class HintTests(RunnerTestCase):
         until(lambda: row(id).is_finished)
 
     def test_the_listening_session_shows_that_the_worker_is_there(self):
-        """PostgreSQL knows when it ends; a runner that joins anew is seen by its new name."""
+        """PostgreSQL knows when it ends; a runner that registers again is seen by its new name."""
         if vendor() != "postgresql":
             self.skipTest("only PostgreSQL's sessions can be seen")
 
@@ -60,8 +63,8 @@ class HintTests(RunnerTestCase):
             return key in workers.sessions(DB)[1]
 
         until(is_seen)
-        workers.give_up(DB, self.runner.worker_id, Worker.objects.get().beat)
-        self.runner._heart._beat()
+        workers.declare_lost(DB, self.runner.worker_id, Worker.objects.get().beat)
+        self.runner._run._heartbeat._beat()
         enqueue_elsewhere()
         until(is_seen)
 
@@ -79,16 +82,16 @@ class HintTests(RunnerTestCase):
         until(lambda: row(id).is_finished)
 
 
-class Sleeper:
+class CountingWakeable:
     """Counts how often it is woken."""
 
     worker_id = ""
 
     def __init__(self) -> None:
-        self.glances = 0
+        self.polls = 0
 
-    def glance(self) -> None:
-        self.glances += 1
+    def poll_now(self) -> None:
+        self.polls += 1
 
 
 class FileTests(TestCase):
@@ -100,48 +103,49 @@ class FileTests(TestCase):
         file = {"ENGINE": "django.db.backends.sqlite3", "NAME": self.name, "OPTIONS": {}}
         settings = {"watched": connections.settings[DB] | file}
         self.enterContext(mock.patch.dict(connections.settings, settings))
-        self.sleeper = Sleeper()
+        self.wakeable = CountingWakeable()
 
     def check(self, mode: str) -> None:
         """Write ten times, waiting for each to be seen."""
         with closing(sqlite3.connect(self.name, autocommit=True)) as file:
             file.execute(f"PRAGMA journal_mode={mode}")
             file.execute("CREATE TABLE numbers (number integer)")
-            watcher = wakeup.FileWatcher("watched", "default", self.sleeper)
+            watcher = FileWatcher("watched", "default", self.wakeable)
+            watcher.start()
             self.addCleanup(watcher.stop, 5)
             until(lambda: watcher.is_healthy)
             for number in range(10):
-                seen = self.sleeper.glances
+                seen = self.wakeable.polls
                 file.execute("INSERT INTO numbers VALUES (?)", [number])
-                until(lambda seen=seen: self.sleeper.glances > seen)
+                until(lambda seen=seen: self.wakeable.polls > seen)
 
     @skipUnless(sys.platform == "linux", "only Linux has inotify")
     def test_a_commit_is_seen_by_the_write_alone(self):
         """Also one that is over only some time after the write was told of."""
         for mode in ("WAL", "DELETE"):
-            with self.subTest(mode), mock.patch.object(wakeup, "SILENCE", 300):
+            with self.subTest(mode), mock.patch.object(watchers, "SILENCE", 300):
                 self.name.unlink(missing_ok=True)
                 self.check(mode)
 
     @skipUnless(sys.platform == "linux", "only Linux has inotify")
     def test_a_commit_some_time_after_its_write_is_seen(self):
         """The first look, at the write, finds nothing new; others follow."""
-        look, seen = wakeup.FileWatcher._look, []
+        look, seen = FileWatcher._look, []
 
-        def late(watcher: wakeup.FileWatcher) -> bool:
+        def late(watcher: FileWatcher) -> bool:
             # Each change of the version is found by the third look after the last one.
             seen.append(watcher)
             return len(seen) % 3 == 0 and look(watcher)
 
-        silent = mock.patch.object(wakeup, "SILENCE", 300)
-        with silent, mock.patch.object(wakeup.FileWatcher, "_look", late):
+        silent = mock.patch.object(watchers, "SILENCE", 300)
+        with silent, mock.patch.object(FileWatcher, "_look", late):
             self.check("WAL")
 
     def test_without_inotify_the_file_is_looked_at_all_the_time(self):
         """As on other systems, and where a user has used up what there is of it."""
-        silent = mock.patch.object(wakeup, "SILENCE", 300)
+        silent = mock.patch.object(watchers, "SILENCE", 300)
         for what in ("__init__", "watch"):
-            spent = mock.patch.object(wakeup.Writes, what, side_effect=OSError("no more"))
+            spent = mock.patch.object(watchers.Writes, what, side_effect=OSError("no more"))
             with self.subTest(what), silent, spent:
                 self.name.unlink(missing_ok=True)
                 self.check("WAL")
@@ -152,8 +156,8 @@ class PollTests(RunnerTestCase):
 
     def test_a_row_is_found_by_polling(self):
         """Polling is the truth."""
-        if self.runner._watcher is not None:
-            self.runner._watcher.stop(5)
+        for watcher in self.runner._run._watchers:
+            watcher.stop(5)
         id = make_task(task_path="tests.runner.tasks.add")
 
         until(lambda: row(id).is_finished)
@@ -166,9 +170,9 @@ class SecondLookTests(RunnerTestCase):
 
     def test_a_second_look_follows(self):
         """A row that is committed just after the look is found by the next one, unannounced."""
-        if self.runner._watcher is not None:
-            self.runner._watcher.stop(5)
-        until(lambda: not self.runner._likely)
+        for watcher in self.runner._run._watchers:
+            watcher.stop(5)
+        until(lambda: not self.runner._run._fetcher.may_be_due)
         claim, looked = store.claim, threading.Event()
 
         def claim_and_tell(*args: Any, **kwargs: Any) -> Any:
@@ -178,9 +182,9 @@ class SecondLookTests(RunnerTestCase):
 
         with mock.patch.object(store, "claim", claim_and_tell):
             # Long enough for the row to be there on a machine that is busy.
-            self.runner.wake(again=2)
+            self.runner._run.wake(recheck_after=2)
             # A look before then does not stand for it.
-            self.runner.glance()
+            self.runner._run.poll_now()
             self.assertTrue(looked.wait(10))
         id = make_task(task_path="tests.runner.tasks.add")
 
@@ -193,21 +197,21 @@ class NotifyTests(TransactionTestCase):
     def setUp(self) -> None:
         if vendor() != "postgresql":
             self.skipTest("only PostgreSQL has NOTIFY")
-        wakeup._notified.clear()
+        notify._notified.clear()
         wrapper = connections[DB]
         self.ear = wrapper.Database.connect(**wrapper.get_connection_params(), autocommit=True)
         self.addCleanup(self.ear.close)
-        self.ear.execute(f"LISTEN {wakeup.CHANNEL}")
+        self.ear.execute(f"LISTEN {notify.CHANNEL}")
 
     def heard(self) -> int:
         return sum(1 for _ in self.ear.notifies(timeout=0.2))
 
     def test_many_enqueues_send_few_hints(self):
-        """A process notifies at most once in 50 ms."""
+        """A process notifies at most once in 10 ms."""
         began = time.monotonic()
         for n in range(100):
             tasks.add.enqueue(n, 0)
-        most = 1 + (time.monotonic() - began) / wakeup.QUIET
+        most = 1 + (time.monotonic() - began) / notify.NOTIFY_INTERVAL
 
         self.assertIn(self.heard(), range(1, int(most) + 2))
 

@@ -4,21 +4,39 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
+from django.conf import settings
 from django.db import connections
 from django.utils import timezone
 
 from dbtasks import store
-from dbtasks.backend import uuid7
+from dbtasks.backend import DatabaseBackend
+from dbtasks.calls import uuid7
+from dbtasks.execution.outcomes import not_started
 from dbtasks.models import ScheduledTask
 
 DB = "default"
+DAY = timedelta(days=1)
+
+
+class KeepsADay(DatabaseBackend):
+    """The default backend, with fixed policies: failed rows stay for a day."""
+
+    def __init__(self, may_retry: bool = True) -> None:
+        super().__init__("default", settings.TASKS["default"])
+        self._may_retry = may_retry
+
+    def retain_failed(self, row: ScheduledTask) -> timedelta:
+        return DAY
+
+    def may_retry_lost(self, row: ScheduledTask) -> bool:
+        return self._may_retry
 
 
 def make_task(**values: Any) -> uuid.UUID:
     """Enqueue a row with those values; return its id."""
     id = values.pop("id", None) or uuid7()
     row = store.NewTask(
-        id=store.key(DB, id),
+        id=store.pk_text(DB, id),
         task_path="tests.tasks.add",
         backend="default",
         queue_name="default",
@@ -26,6 +44,7 @@ def make_task(**values: Any) -> uuid.UUID:
         args="[1,2]",
         kwargs="{}",
         policy=None,
+        meta=None,
         enqueued_at=timezone.now(),
         run_after=None,
     )
@@ -68,8 +87,8 @@ def row(id: Any) -> ScheduledTask:
     return ScheduledTask.objects.using(DB).get(pk=id)
 
 
-def ids(claims: list[store.Claim]) -> list[uuid.UUID]:
-    """Return the claims' ids as the ORM gives them."""
+def ids(claims: list[Any]) -> list[uuid.UUID]:
+    """Return the ids of claims or places as the ORM gives them."""
     return [
         claim.id if isinstance(claim.id, uuid.UUID) else uuid.UUID(claim.id) for claim in claims
     ]
@@ -81,5 +100,5 @@ def vendor() -> str:
 
 
 def release(claims: list[store.Claim]) -> int:
-    """Give back claims whose task was not started, as a runner does; return how many stood."""
-    return len(store.settle(DB, [store.unstarted(DB, claim) for claim in claims]))
+    """Requeue claims whose task was not started, as a runner does; return how many stood."""
+    return len(store.settle(DB, [not_started(DB, claim) for claim in claims]))

@@ -47,7 +47,7 @@ class ConcurrencyTests(TransactionTestCase):
             for _ in range(1000):
                 claims = store.claim(DB, "default", f"w{number}", 7, queues)
                 taken += [claim.id for claim in claims]
-                if not claims and not store.look(DB, "default").due:
+                if not claims and not store.peek(DB, "default").due:
                     break
             return taken
 

@@ -10,6 +10,8 @@ from django.test import TestCase, TransactionTestCase
 
 from dbtasks import store
 from dbtasks.models import TABLE, ScheduledTask
+from dbtasks.store import purging
+from dbtasks.store.unit import DIALECTS, unit_of_work
 
 from .base import DB, ids, make_claim, make_task, outcome, release, row, vendor
 
@@ -50,14 +52,14 @@ class GuardTests(TestCase):
         self.change(running, hold="scheduled", run_after=past)
         self.change(ended, hold="scheduled", run_after=past, status="SUCCESSFUL")
 
-        self.assertEqual(0, store.promote(DB, "default"))
+        self.assertEqual([], store.promote(DB, "default"))
         self.assertEqual(0, store.run_now(DB, [immediate, running, ended]))
         self.assertEqual("immediate", row(immediate).hold)
 
     def test_a_stale_outcome_is_not_told_as_written(self):
         """The row says the same, but of a later claim."""
         stale = make_claim()
-        store.settle(DB, [store.unstarted(DB, stale)])
+        release([stale])
         fresh = store.claim_one(DB, "default", "w2", row(stale.id).pk)
         store.settle(DB, [outcome(fresh)])
 
@@ -122,14 +124,13 @@ class GuardTests(TestCase):
         past = store.now(DB) - timedelta(days=2)
         kept, gone = make_claim(), make_claim()
         store.settle(DB, [outcome(claim, "FAILED", finished_at=past) for claim in (kept, gone)])
-        unit = store._unit
 
         def late(db: str, work: Any) -> Any:
-            with mock.patch.object(store, "_unit", unit):
+            with mock.patch.object(purging, "unit_of_work", unit_of_work):
                 store.retry(DB, [kept.id])
-            return unit(db, work)
+            return unit_of_work(db, work)
 
-        with mock.patch.object(store, "_unit", late):
+        with mock.patch.object(purging, "unit_of_work", late):
             self.assertEqual([1], list(store.purge_older(DB, timedelta(days=1))))
         self.assertEqual("READY", row(kept.id).status)
 
@@ -202,14 +203,6 @@ class GuardTests(TestCase):
                 (status, False), (row(asked.id).status, row(asked.id).cancel_requested)
             )
 
-    def test_cancel_frees_the_unique_slot(self):
-        """What is cancelled stands in nobody's way."""
-        id = make_task()
-        self.change(id, unique_slot="mine")
-        store.cancel(DB, [id], lambda task: None)
-
-        self.assertIsNone(row(id).unique_slot)
-
     def test_retry_begins_anew(self):
         """Counts that limit attempts, and the time to be deleted, are forgotten."""
         claim = make_claim()
@@ -222,25 +215,20 @@ class GuardTests(TestCase):
         self.assertEqual((0, 0, False), (again.failures, again.lost, again.cancel_requested))
         self.assertEqual((None, None), (again.delete_after, again.finished_at))
 
-    def test_two_rows_never_hold_one_slot_or_one_tick(self):
-        """What the database itself forbids."""
-        tick = store.now(DB)
-        for values in ({"unique_slot": "mine"}, {"schedule_key": "nightly", "tick": tick}):
+    def test_two_rows_never_hold_one_tick(self):
+        """The database itself forbids it."""
+        values = {"schedule_key": "nightly", "tick": store.now(DB)}
+        self.change(make_task(), **values)
+        with self.assertRaises(IntegrityError), transaction.atomic(DB):
             self.change(make_task(), **values)
-            with (
-                self.subTest(values),
-                self.assertRaises(IntegrityError),
-                transaction.atomic(DB),
-            ):
-                self.change(make_task(), **values)
 
 
 class UnitTests(TransactionTestCase):
-    """_unit()"""
+    """unit_of_work()"""
 
     def test_a_unit_that_is_rolled_back_is_run_again(self):
         """A deadlock is the database's way to ask for another try."""
-        sql = store._SQL[vendor()]
+        sql = DIALECTS[vendor()]
         claim = make_claim()
         settle, failures = sql.settle, iter([OperationalError("deadlock")] * 3)
 
@@ -257,7 +245,7 @@ class UnitTests(TransactionTestCase):
 
     def test_other_errors_are_not_tried_again(self):
         """What another try would not mend reaches the caller at once."""
-        sql = store._SQL[vendor()]
+        sql = DIALECTS[vendor()]
         with (
             mock.patch.object(sql, "settle", side_effect=OperationalError("no")) as settle,
             mock.patch.object(sql, "is_transient", return_value=False),
@@ -281,7 +269,7 @@ class LockTests(TransactionTestCase):
         def work() -> None:
             with transaction.atomic(DB), connections[DB].cursor() as cursor:
                 cursor.execute(
-                    f"SELECT id FROM {TABLE} WHERE id = %s FOR UPDATE", [store.key(DB, id)]
+                    f"SELECT id FROM {TABLE} WHERE id = %s FOR UPDATE", [store.pk_text(DB, id)]
                 )
                 locked.set()
                 done.wait(30)

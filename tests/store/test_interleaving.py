@@ -10,10 +10,12 @@ from django.db import connections, transaction
 from django.test import TransactionTestCase
 
 from dbtasks import store
+from dbtasks.execution.outcomes import not_started
 from dbtasks.models import ScheduledTask, Worker
+from dbtasks.rescue import rescue
 from dbtasks.store import workers
 
-from .base import DB, make_task, outcome, vendor
+from .base import DB, KeepsADay, make_task, outcome, vendor
 
 DAY = timedelta(days=1)
 
@@ -41,7 +43,7 @@ def running() -> Subject:
     workers.register(DB, "w1", "default", "", 1, 1)
     id = make_task()
     [claim] = store.claim(DB, "default", "w1", 1, registered=True)
-    workers.give_up(DB, "w1", 0)
+    workers.declare_lost(DB, "w1", 0)
     return Subject(id, claim)
 
 
@@ -75,8 +77,8 @@ ACTS: dict[str, Callable[[Subject], Any]] = {
     "claim": lambda s: store.claim(DB, "default", "w2", 1, registered=True),
     "settle ok": settle("SUCCESSFUL"),
     "settle again": settle("READY"),
-    "unstarted": lambda s: store.settle(DB, [store.unstarted(DB, s.claim)]),
-    "rescue": lambda s: workers.rescue(DB, "default", lambda row: DAY, lambda row: True),
+    "released": lambda s: store.settle(DB, [not_started(DB, s.claim)]),
+    "rescue": lambda s: rescue(KeepsADay()),
     "cancel": lambda s: store.cancel(DB, [s.id], lambda row: DAY),
     "retry": lambda s: store.retry(DB, [s.id]),
     "run_now": lambda s: store.run_now(DB, [s.id]),
@@ -88,7 +90,7 @@ ACTS: dict[str, Callable[[Subject], Any]] = {
 # These take no row that another transaction holds, be it for a write that changes nothing, as
 # InnoDB may: the row is there for the next of them.
 PASSES_OVER = ("claim", "promote", "purge")
-NEEDS_CLAIM = ("settle ok", "settle again", "unstarted")
+NEEDS_CLAIM = ("settle ok", "settle again", "released")
 
 
 def possible(state: Callable[[], Subject]) -> list[str]:

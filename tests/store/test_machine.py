@@ -22,10 +22,12 @@ from hypothesis.stateful import (
 )
 
 from dbtasks import store
+from dbtasks.execution.outcomes import not_started
 from dbtasks.models import ScheduledTask, Worker
+from dbtasks.rescue import MAX_LOST, rescue
 from dbtasks.store import workers
 
-from .base import DB, ids, make_task, outcome, vendor
+from .base import DB, KeepsADay, ids, make_task, outcome, vendor
 
 EXAMPLES = int(os.environ.get("TEST_MACHINE_EXAMPLES", "100"))
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -114,7 +116,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def promote(self) -> None:
         come = [id for id in self._in("READY", hold="scheduled") if id in self.come]
-        assert store.promote(DB, "default") == self._set(come, hold="")
+        assert len(store.promote(DB, "default")) == self._set(come, hold="")
 
     @rule(
         slot=WORKERS,
@@ -144,7 +146,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.claims)
     @rule(
         numbers=SOME,
-        kind=st.sampled_from(["SUCCESSFUL", "FAILED", "again", "later", "unstarted"]),
+        kind=st.sampled_from(["SUCCESSFUL", "FAILED", "again", "later", "released"]),
         expired=st.booleans(),
         old=st.booleans(),
         twice=st.booleans(),
@@ -167,8 +169,8 @@ class Machine(RuleBasedStateMachine):
             store.settle(DB, outcomes)
 
     def _outcome(self, claim: store.Claim, kind: str, expired: bool, old: bool) -> store.Outcome:
-        if kind == "unstarted":
-            return store.unstarted(DB, claim)
+        if kind == "released":
+            return not_started(DB, claim)
         errors = json.loads(claim.errors or "[]") + [["a.B", ""]] * (kind != "SUCCESSFUL")
         values: dict[str, Any] = {
             "failures": claim.failures + (kind != "SUCCESSFUL"),
@@ -188,7 +190,7 @@ class Machine(RuleBasedStateMachine):
         row |= {"worker_id": None, "hold": "scheduled" if kind == "later" else ""}
         row["status"] = kind if kind in FINISHED else "READY"
         self.come.discard(id)
-        if kind == "unstarted":
+        if kind == "released":
             row["attempt"] -= 1
             return
         row["worker_ids"] += 1
@@ -261,7 +263,7 @@ class Machine(RuleBasedStateMachine):
         """By the last beat, or by one that was seen before it."""
         name = self.names[slot]
         beat = self.workers[name]
-        assert workers.give_up(DB, name, (beat or 0) - late) == (beat is not None and not late)
+        assert workers.declare_lost(DB, name, (beat or 0) - late) == (beat is not None and not late)
         if not late:
             self.workers[name] = None
 
@@ -269,13 +271,13 @@ class Machine(RuleBasedStateMachine):
     def rescue(self, may_retry: bool) -> None:
         lost = {name for name, beat in self.workers.items() if beat is None}
         held = [id for id in self._in("RUNNING") if self.rows[id]["worker_id"] in lost]
-        found = workers.rescue(DB, "default", lambda row: DAY, lambda row: may_retry)
+        found = rescue(KeepsADay(may_retry))
         assert sorted(row.pk for row in found) == sorted(held)
         for id in held:
             row = self.rows[id]
             row |= {"lost": row["lost"] + 1, "worker_id": None, "expired": False, "old": False}
             row |= {"worker_ids": row["worker_ids"] + 1, "errors": min(10, row["errors"] + 1)}
-            row["status"] = "READY" if may_retry and row["lost"] < workers.MAX_LOST else "FAILED"
+            row["status"] = "READY" if may_retry and row["lost"] < MAX_LOST else "FAILED"
 
     # After each step
 
@@ -293,7 +295,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def a_look_sees_what_is_due(self) -> None:
         held = self._in("READY", hold="scheduled")
-        look = store.look(DB, "default")
+        look = store.peek(DB, "default")
         assert look.due == bool(self._in("READY", hold=""))
         assert (look.next_due is None) == (not held)
         if held:

@@ -9,10 +9,11 @@ from django.db import IntegrityError, connections, transaction
 from django.test import TransactionTestCase, override_settings
 from django.utils import timezone
 
-from dbtasks.backend import uuid7
+from dbtasks.calls import uuid7
 from dbtasks.models import PeriodicTask, ScheduledTask
-from dbtasks.periodic import read
-from dbtasks.store import NewTask, key, periodic
+from dbtasks.schedule.periodic import read
+from dbtasks.stats import last_run
+from dbtasks.store import NewTask, periodic, pk_text
 
 from .base import DB, make_task, row
 
@@ -22,9 +23,9 @@ PATH = "tests.tasks.add"
 
 def declare(backend: str = "default", **specs: Any) -> list[str]:
     """Declare schedules whose keys are the names; return the keys that were taken."""
-    plans = {name: read({f"tests.tasks.{name}": spec}) for name, spec in specs.items()}
+    entries = {name: read({f"tests.tasks.{name}": spec}) for name, spec in specs.items()}
     return periodic.declare(
-        DB, backend, [plan for some in plans.values() for plan in some.values()]
+        DB, backend, [entry for some in entries.values() for entry in some.values()]
     )
 
 
@@ -40,13 +41,14 @@ def put(name: str = "add", **values: Any) -> PeriodicTask:
 
 def tick_of(at: datetime) -> periodic.Tick:
     new = NewTask(
-        key(DB, uuid7()),
+        pk_text(DB, uuid7()),
         PATH,
         "default",
         "default",
         0,
         "[1,2]",
         "{}",
+        None,
         None,
         timezone.now(),
         None,
@@ -150,7 +152,7 @@ class FireTests(TransactionTestCase):
         periodic.pause(DB, [self.seen.pk])
 
         self.assertIsNone(fire(self.seen))
-        self.assertEqual([], periodic.look(DB, "default", [self.seen.key]).due)
+        self.assertEqual([], periodic.peek(DB, "default", [self.seen.key]).due)
 
     def test_a_schedule_that_was_changed_meanwhile_fires_nothing_of_the_old_one(self):
         """Its spec is part of what the guard has seen."""
@@ -189,11 +191,11 @@ class FireTests(TransactionTestCase):
     def test_look_shows_the_due_ones_and_the_next(self):
         """By the database's clock; others' schedules are not shown."""
         declare(subtract="2h", other="1h")
-        look = periodic.look(DB, "default", ["tests.tasks.add", "tests.tasks.subtract"])
+        look = periodic.peek(DB, "default", ["tests.tasks.add", "tests.tasks.subtract"])
 
         self.assertEqual(["tests.tasks.add"], [due.key for due in look.due])
         self.assertEqual(schedule("subtract").next_tick, look.next_tick)
-        self.assertEqual((None, [], None), periodic.look(DB, "default", []))
+        self.assertEqual((None, [], None), periodic.peek(DB, "default", []))
 
 
 class DeclareTests(TransactionTestCase):
@@ -349,7 +351,7 @@ class ByHandTests(TransactionTestCase):
     def test_forget_leaves_the_rows(self):
         """Of a schedule that is gone its runs stay."""
         fire(put(next_tick=periodic.now(DB)))
-        [last] = periodic.last_runs(DB, [schedule()])
+        last = last_run(DB, schedule())
         self.assertEqual(ScheduledTask.objects.get(), last)
         self.assertEqual(1, periodic.forget(DB, [schedule().pk]))
 

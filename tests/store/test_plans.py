@@ -13,7 +13,9 @@ from django.utils import timezone
 from dbtasks import store
 from dbtasks.models import ScheduledTask
 from dbtasks.store import workers
-from dbtasks.store.postgresql import PIN
+from dbtasks.store.dialects import postgresql
+from dbtasks.store.dialects.postgresql import PIN
+from dbtasks.store.due import due_rows
 from dbtasks.store.rows import Change
 
 from .base import DB, outcome, vendor
@@ -72,17 +74,17 @@ class PlanTests(TransactionTestCase):
         now = timezone.now()
         values = [{}, {"run_after": now + timedelta(days=1)}, {"queue_name": "x", "priority": 9}]
         values += [{"backend": "other", "priority": 9}, {"task_path": "finished"}]
-        values += [{"task_path": "suspect"}]
+        values += [{"task_path": "quarantined"}]
         rows = []
         for row in values:
             base = store.NewTask(
-                None, "a.b", "default", "default", 0, "[]", "{}", None, now, None
+                None, "a.b", "default", "default", 0, "[]", "{}", None, None, now, None
             )._replace(**row)
-            rows += [base._replace(id=store.key(DB, _id())) for _ in range(count)]
+            rows += [base._replace(id=store.pk_text(DB, _id())) for _ in range(count)]
         store.enqueue(DB, rows)
         finished = ScheduledTask.objects.filter(task_path="finished")
         finished.update(status="SUCCESSFUL", finished_at=now, delete_after=now)
-        ScheduledTask.objects.filter(task_path="suspect").update(hold="suspect", lost=2)
+        ScheduledTask.objects.filter(task_path="quarantined").update(hold="quarantined", lost=2)
 
     def statistics(self, kind: str) -> None:
         """Fill the table with statistics that are fresh, or of an empty table, or of none."""
@@ -127,12 +129,14 @@ class PlanTests(TransactionTestCase):
         return {
             "claim": lambda: claims.extend(claim()),
             "claim of a queue": lambda: claim(["default"]),
-            "claim of a suspect": lambda: store.claim_suspect(DB, "default", "w1", registered=True),
+            "claim of a quarantined row": lambda: store.claim_quarantined(
+                DB, "default", "w1", registered=True
+            ),
             "cancel requests": lambda: store.cancel_requests(DB, "w1"),
             "settle": lambda: store.settle(DB, [outcome(claim) for claim in claims]),
             "settle one": lambda: store.settle(DB, [outcome(claims[0])]),
-            "look": lambda: store.look(DB, "default"),
-            "look at a queue": lambda: store.look(DB, "default", ["none"]),
+            "peek": lambda: store.peek(DB, "default"),
+            "peek at a queue": lambda: store.peek(DB, "default", ["none"]),
             "promote": lambda: store.promote(DB, "default"),
             "purge": lambda: store.purge(DB, "default"),
         }
@@ -140,7 +144,7 @@ class PlanTests(TransactionTestCase):
     def empty_claim(self) -> Change:
         """Return the claim of a backend that has no rows."""
         verb = f"UPDATE {TABLE} SET fence = fence + 1"
-        return Change(verb, (), store._picks("nobody", None), "priority DESC, id", 500)
+        return Change(verb, (), due_rows("nobody", None), "priority DESC, id", 500)
 
     def test_an_empty_poll_reads_one_page_of_an_index(self):
         """Rows that are not due cost an empty claim nothing."""
@@ -155,8 +159,8 @@ class PlanTests(TransactionTestCase):
             return execute(text.replace(f"{PIN}; ", f"{PIN}; {sql}"), params, many, context)
 
         with connections[DB].execute_wrapper(explain):
-            [[[plan]]] = store.postgresql._pinned(
-                connections[DB], *store.postgresql._statement(self.empty_claim(), "RETURNING 1")
+            [[[plan]]] = postgresql._pinned(
+                connections[DB], *postgresql._statement(self.empty_claim(), "RETURNING 1")
             )
         read = plan["Plan"]["Shared Hit Blocks"]
 
@@ -164,6 +168,6 @@ class PlanTests(TransactionTestCase):
 
 
 def _id() -> Any:
-    from dbtasks.backend import uuid7
+    from dbtasks.calls import uuid7
 
     return uuid7()

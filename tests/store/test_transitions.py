@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from dbtasks import store
 from dbtasks.models import TABLE, Hold, ScheduledTask
+from dbtasks.store.unit import BATCH
 
 from .base import DB, ids, make_claim, make_task, outcome, release, row, vendor
 
@@ -40,8 +41,8 @@ class EnqueueTests(TestCase):
         """More text than one statement carries is written all the same."""
         text = f'["{"x" * 250_000}"]'
         now = timezone.now()
-        values = ("a.b", "default", "q", 0, text, "{}", None, now, None)
-        store.enqueue(DB, [store.NewTask(store.key(DB, uuid4()), *values) for _ in range(100)])
+        values = ("a.b", "default", "q", 0, text, "{}", None, None, now, None)
+        store.enqueue(DB, [store.NewTask(store.pk_text(DB, uuid4()), *values) for _ in range(100)])
 
         self.assertEqual(100, ScheduledTask.objects.count())
 
@@ -49,7 +50,7 @@ class EnqueueTests(TestCase):
         """A failure in the last batch leaves nothing of the first."""
         good = [
             store.NewTask(
-                store.key(DB, uuid4()),
+                store.pk_text(DB, uuid4()),
                 "a.b",
                 "default",
                 "q",
@@ -57,10 +58,11 @@ class EnqueueTests(TestCase):
                 "[]",
                 "{}",
                 None,
+                None,
                 timezone.now(),
                 None,
             )
-            for _ in range(store.BATCH)
+            for _ in range(BATCH)
         ]
         with self.assertRaises(IntegrityError), transaction.atomic(DB):
             store.enqueue(DB, [*good, good[0]])
@@ -75,8 +77,8 @@ class HintTests(TransactionTestCase):
     def enqueue(self, id: UUID, word: str = "default", count: int = 1) -> bool:
         """Enqueue a row of that id, and others, with a hint."""
         ids = [id, *(uuid4() for _ in range(count - 1))]
-        values = ("a.b", "default", "q", 0, "[]", "{}", None, timezone.now(), None)
-        rows = [store.NewTask(store.key(DB, id), *values) for id in ids]
+        values = ("a.b", "default", "q", 0, "[]", "{}", None, None, timezone.now(), None)
+        rows = [store.NewTask(store.pk_text(DB, id), *values) for id in ids]
         return store.enqueue(DB, rows, ("dbtasks", word))
 
     def is_usable(self) -> bool:
@@ -313,7 +315,7 @@ class PromoteTests(TestCase):
         later = make_task(run_after=store.now(DB) + timedelta(hours=2))
         ScheduledTask.objects.filter(pk=soon).update(run_after=store.now(DB) - timedelta(seconds=1))
 
-        self.assertEqual(1, store.promote(DB, "default"))
+        self.assertEqual([soon], ids(store.promote(DB, "default")))
         self.assertEqual(("", "scheduled"), (row(soon).hold, row(later).hold))
 
     def test_leaves_other_backends_alone(self):
@@ -321,22 +323,22 @@ class PromoteTests(TestCase):
         id = make_task(backend="other", run_after=store.now(DB) + timedelta(hours=1))
         ScheduledTask.objects.update(run_after=store.now(DB) - timedelta(seconds=1))
 
-        self.assertEqual(0, store.promote(DB, "default"))
+        self.assertEqual([], store.promote(DB, "default"))
         self.assertEqual("scheduled", row(id).hold)
 
     def test_look_tells_what_is_due_and_what_comes_next(self):
         """One glance says whether to claim and how long to sleep."""
-        self.assertEqual(store.Look(False, False, None), store.look(DB, "default"))
+        self.assertEqual(store.QueuePeek(False, False, None), store.peek(DB, "default"))
 
         make_task(run_after=store.now(DB) + timedelta(seconds=60))
-        look = store.look(DB, "default")
+        look = store.peek(DB, "default")
         self.assertFalse(look.due)
         self.assertAlmostEqual(60, look.next_due, delta=5)
 
         make_task(queue_name="mail")
-        self.assertTrue(store.look(DB, "default").due)
-        self.assertTrue(store.look(DB, "default", ["a", "mail"]).due)
-        self.assertFalse(store.look(DB, "default", ["a", "b"]).due)
+        self.assertTrue(store.peek(DB, "default").due)
+        self.assertTrue(store.peek(DB, "default", ["a", "mail"]).due)
+        self.assertFalse(store.peek(DB, "default", ["a", "b"]).due)
 
 
 class SuspectTests(TestCase):
@@ -354,7 +356,7 @@ class SuspectTests(TestCase):
         self.assertEqual("", self.give_back(1))
         [self.claim] = store.claim(DB, "default", "w1", 10)
 
-        self.assertEqual("suspect", self.give_back(2))
+        self.assertEqual("quarantined", self.give_back(2))
 
     def test_suspects_are_claimed_alone(self):
         """The ordinary claim does not see them, and one at a time is taken."""
@@ -363,22 +365,22 @@ class SuspectTests(TestCase):
 
         self.assertEqual([], store.claim(DB, "default", "w1", 10))
         make_task(run_after=store.now(DB) + timedelta(hours=1))
-        self.assertIsNone(store.claim_suspect(DB, "other", "w1"))
-        self.assertIsNone(store.claim_suspect(DB, "default", "w1", registered=True))
-        mail = store.claim_suspect(DB, "default", "w1", ["mail"])
+        self.assertIsNone(store.claim_quarantined(DB, "other", "w1"))
+        self.assertIsNone(store.claim_quarantined(DB, "default", "w1", registered=True))
+        mail = store.claim_quarantined(DB, "default", "w1", ["mail"])
         self.assertEqual("mail", mail.queue_name)
-        found = [store.claim_suspect(DB, "default", "w1") for _ in range(3)]
+        found = [store.claim_quarantined(DB, "default", "w1") for _ in range(3)]
         self.assertEqual(2, sum(claim is not None for claim in found))
         self.assertEqual([3, 3], [claim.fence + 1 for claim in found if claim])
 
     def test_a_suspect_stays_one_whatever_comes_between(self):
         """Given back, retried later, or hurried by hand."""
         self.give_back(2)
-        self.claim = store.claim_suspect(DB, "default", "w1")
+        self.claim = store.claim_quarantined(DB, "default", "w1")
         release([self.claim])
-        self.assertEqual("suspect", row(self.claim.id).hold)
+        self.assertEqual("quarantined", row(self.claim.id).hold)
         for hurry in (False, True):
-            self.claim = store.claim_suspect(DB, "default", "w1")
+            self.claim = store.claim_quarantined(DB, "default", "w1")
             later = store.now(DB) + timedelta(hours=1)
             self.assertEqual("scheduled", self.give_back(2, run_after=later))
             if hurry:
@@ -386,15 +388,15 @@ class SuspectTests(TestCase):
             else:
                 ScheduledTask.objects.update(run_after=store.now(DB))
                 store.promote(DB, "default")
-            self.assertEqual("suspect", row(self.claim.id).hold)
+            self.assertEqual("quarantined", row(self.claim.id).hold)
 
     def test_a_look_sees_suspects(self):
         """A runner that serves their queue knows of them, another does not."""
         self.give_back(2)
 
-        self.assertEqual(store.Look(False, True, None), store.look(DB, "default"))
-        self.assertTrue(store.look(DB, "default", ["default"]).suspect)
-        self.assertFalse(store.look(DB, "default", ["mail"]).suspect)
+        self.assertEqual(store.QueuePeek(False, True, None), store.peek(DB, "default"))
+        self.assertTrue(store.peek(DB, "default", ["default"]).quarantined)
+        self.assertFalse(store.peek(DB, "default", ["mail"]).quarantined)
 
     def test_people_may_run_or_acquit_one(self):
         """By its id at once; a retry by hand begins its counts anew."""

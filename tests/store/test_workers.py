@@ -7,29 +7,32 @@ from django.test import TestCase
 
 from dbtasks import store
 from dbtasks.models import ScheduledTask, Worker
+from dbtasks.rescue import release_orphans
+from dbtasks.rescue import rescue as rescue_rows
 from dbtasks.store import workers
+from dbtasks.store.unit import BATCH
 
-from .base import DB, ids, make_task, outcome, row
+from .base import DB, KeepsADay, ids, make_task, outcome, row
 
 
 def register(name: str, **values: Any) -> str:
     """Register a worker of that name."""
-    workers.register(DB, name, "default", **({"place": "", "pid": 1, "pid_started": 1} | values))
+    workers.register(DB, name, "default", **({"host_key": "", "pid": 1, "pid_started": 1} | values))
     return name
 
 
 def rescue(may_retry: bool = True) -> list[Any]:
     """Rescue what lost workers held; return the ids."""
-    found = workers.rescue(DB, "default", lambda task: timedelta(days=1), lambda task: may_retry)
+    found = rescue_rows(KeepsADay(may_retry))
     return [task.pk for task in found]
 
 
 def claim(worker: str, alone: bool = False) -> store.Claim:
     """Claim one row for the worker, perhaps one that must start alone."""
     if alone:
-        suspect = store.claim_suspect(DB, "default", worker, registered=True)
-        assert suspect is not None
-        return suspect
+        quarantined = store.claim_quarantined(DB, "default", worker, registered=True)
+        assert quarantined is not None
+        return quarantined
     [found] = store.claim(DB, "default", worker, 1, registered=True)
     return found
 
@@ -43,7 +46,7 @@ class WorkerTests(TestCase):
 
         self.assertTrue(workers.beat(DB, "w1"))
         self.assertFalse(workers.beat(DB, "w2"))
-        workers.give_up(DB, "w1", 1)
+        workers.declare_lost(DB, "w1", 1)
         self.assertFalse(workers.beat(DB, "w1"))
 
     def test_a_worker_that_beat_meanwhile_is_not_given_up(self):
@@ -51,14 +54,14 @@ class WorkerTests(TestCase):
         register("w1")
         workers.beat(DB, "w1")
 
-        self.assertFalse(workers.give_up(DB, "w1", 0))
-        self.assertTrue(workers.give_up(DB, "w1", 1))
-        self.assertFalse(workers.give_up(DB, "w1", 1))
+        self.assertFalse(workers.declare_lost(DB, "w1", 0))
+        self.assertTrue(workers.declare_lost(DB, "w1", 1))
+        self.assertFalse(workers.declare_lost(DB, "w1", 1))
 
     def test_a_worker_that_was_given_up_claims_nothing(self):
         """What it took would be taken from it at once."""
         make_task()
-        workers.give_up(DB, register("w1"), 0)
+        workers.declare_lost(DB, register("w1"), 0)
 
         self.assertEqual([], store.claim(DB, "default", "w1", 10, registered=True))
         self.assertEqual([], store.claim(DB, "default", "w1", 10, ["default"], registered=True))
@@ -68,7 +71,7 @@ class WorkerTests(TestCase):
         """Those that live and those that are lost: neither itself nor one that has left."""
         for name in ("me", "live", "lost", "gone"):
             register(name)
-        workers.give_up(DB, "lost", 0)
+        workers.declare_lost(DB, "lost", 0)
         workers.leave(DB, "gone")
 
         others = {other.pk: other.state for other in workers.others(DB, "me", "default")}
@@ -90,10 +93,10 @@ class DisownTests(TestCase):
         register("w1")
         self.claim = claim("w1")
 
-    def disown(self, fence: int = 0) -> int:
+    def release_orphans(self, fence: int = 0) -> int:
         """Disown the claim, or one of another fence; return how many stood."""
         claims = {(self.claim.id, fence or self.claim.fence)}
-        return workers.disown(DB, claims, lambda task: timedelta(days=1))
+        return release_orphans(KeepsADay(), claims)
 
     def test_a_worker_knows_what_runs_in_its_name(self):
         """Its own rows, by their fences."""
@@ -104,7 +107,7 @@ class DisownTests(TestCase):
 
     def test_it_is_as_if_it_had_not_been_claimed(self):
         """No start is counted, nobody is blamed; the fence goes on."""
-        self.assertEqual(1, self.disown())
+        self.assertEqual(1, self.release_orphans())
         task = row(self.id)
 
         self.assertEqual(("READY", "", None), (task.status, task.hold, task.worker_id))
@@ -113,17 +116,17 @@ class DisownTests(TestCase):
 
     def test_a_claim_that_moved_on_is_left_alone(self):
         """Another fence is another claim; what has ended has ended."""
-        self.assertEqual(0, self.disown(fence=7))
+        self.assertEqual(0, self.release_orphans(fence=7))
         store.settle(DB, [outcome(self.claim)])
 
-        self.assertEqual(0, self.disown())
+        self.assertEqual(0, self.release_orphans())
         self.assertEqual("SUCCESSFUL", row(self.id).status)
 
     def test_a_row_that_was_to_be_cancelled_is(self):
         """Nobody else will see to it."""
         store.request_cancel(DB, [self.id])
 
-        self.assertEqual(1, self.disown())
+        self.assertEqual(1, self.release_orphans())
         task = row(self.id)
         self.assertEqual(("FAILED", 0), (task.status, task.attempt))
         self.assertEqual("dbtasks.exceptions.TaskCancelled", task.errors[-1][0])
@@ -133,7 +136,7 @@ class DisownTests(TestCase):
         """It is missed, and its row given back."""
         workers.leave(DB, "w1")
         self.assertTrue(Worker.objects.filter(pk="w1").exists())
-        self.disown()
+        self.release_orphans()
         workers.leave(DB, "w1")
 
         self.assertFalse(Worker.objects.filter(pk="w1").exists())
@@ -151,7 +154,7 @@ class RescueTests(TestCase):
         """The lost start is counted and told; the fence goes on."""
         claim("w1")
         self.assertEqual([], rescue())
-        workers.give_up(DB, "w1", 0)
+        workers.declare_lost(DB, "w1", 0)
 
         self.assertEqual([self.id], rescue())
         task = row(self.id)
@@ -164,7 +167,7 @@ class RescueTests(TestCase):
         claim("w1")
         make_task()
         [other] = store.claim(DB, "default", "inline", 1)
-        workers.give_up(DB, "w2", 0)
+        workers.declare_lost(DB, "w2", 0)
 
         self.assertEqual([], rescue())
         self.assertEqual("RUNNING", row(self.id).status)
@@ -173,7 +176,7 @@ class RescueTests(TestCase):
     def test_a_row_that_ended_is_left_alone(self):
         """An outcome that came in time stands."""
         taken = claim("w1")
-        workers.give_up(DB, "w1", 0)
+        workers.declare_lost(DB, "w1", 0)
         store.settle(DB, [outcome(taken)])
 
         self.assertEqual([], rescue())
@@ -182,7 +185,7 @@ class RescueTests(TestCase):
     def test_the_outcome_of_a_lost_worker_is_dropped(self):
         """Fencing: once given back, the row belongs to its next run."""
         stale = claim("w1")
-        workers.give_up(DB, "w1", 0)
+        workers.declare_lost(DB, "w1", 0)
         rescue()
         self.assertEqual(set(), store.settle(DB, [outcome(stale)]))
         fresh = claim("w2")
@@ -196,7 +199,7 @@ class RescueTests(TestCase):
         workers.register(DB, "elsewhere", "other", "", 1, 1)
         make_task(backend="other")
         [other] = store.claim(DB, "other", "elsewhere", 1, registered=True)
-        workers.give_up(DB, "elsewhere", 0)
+        workers.declare_lost(DB, "elsewhere", 0)
 
         self.assertEqual([], rescue())
         self.assertEqual("RUNNING", row(other.id).status)
@@ -204,7 +207,7 @@ class RescueTests(TestCase):
     def test_a_name_on_a_row_that_ended_keeps_nobody_remembered(self):
         """A lost worker holds what is RUNNING, and nothing else."""
         ScheduledTask.objects.filter(pk=self.id).update(status="FAILED", worker_id="w1")
-        workers.give_up(DB, "w1", 0)
+        workers.declare_lost(DB, "w1", 0)
         Worker.objects.filter(pk="w1").update(beat_at=store.now(DB) - timedelta(days=2))
 
         self.assertEqual([], rescue())
@@ -214,7 +217,7 @@ class RescueTests(TestCase):
         """It does not start again, and says both."""
         claim("w1")
         store.request_cancel(DB, [self.id])
-        workers.give_up(DB, "w1", 0)
+        workers.declare_lost(DB, "w1", 0)
 
         self.assertEqual([self.id], rescue())
         task = row(self.id)
@@ -229,7 +232,7 @@ class RescueTests(TestCase):
         """A task that kills its runner does not do so for ever."""
         for n in range(3):
             claim(register(f"victim{n}"), alone=n == 2)
-            workers.give_up(DB, f"victim{n}", 0)
+            workers.declare_lost(DB, f"victim{n}", 0)
             rescue()
         task = row(self.id)
 
@@ -239,20 +242,20 @@ class RescueTests(TestCase):
 
     def test_a_lost_worker_is_not_forgotten_while_it_holds_rows(self):
         """However long ago it was lost, and however many rows it held."""
-        for _ in range(store.BATCH):
+        for _ in range(BATCH):
             make_task()
-        store.claim(DB, "default", "w1", store.BATCH, registered=True)
-        store.claim(DB, "default", "w1", store.BATCH, registered=True)
-        workers.give_up(DB, "w1", 0)
+        store.claim(DB, "default", "w1", BATCH, registered=True)
+        store.claim(DB, "default", "w1", BATCH, registered=True)
+        workers.declare_lost(DB, "w1", 0)
         Worker.objects.filter(pk="w1").update(beat_at=store.now(DB) - timedelta(days=2))
         found = [rescue() for _ in range(3)]
 
-        self.assertEqual([store.BATCH, 1, 0], [len(ids) for ids in found])
+        self.assertEqual([BATCH, 1, 0], [len(ids) for ids in found])
         self.assertFalse(Worker.objects.filter(pk="w1").exists())
 
     def test_a_lost_worker_is_remembered_for_a_day(self):
         """Should it wake, it finds that it was given up; later nobody cares."""
-        workers.give_up(DB, "w1", 0)
+        workers.declare_lost(DB, "w1", 0)
         rescue()
         self.assertTrue(Worker.objects.filter(pk="w1").exists())
         Worker.objects.filter(pk="w1").update(beat_at=store.now(DB) - timedelta(days=2))

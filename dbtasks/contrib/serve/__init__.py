@@ -1,6 +1,8 @@
 """``manage.py serve``: the site on Granian, and a task runner beside it.
 
 Owns the processes of a site: the web server, the runner, and their reload when code changes. Never
-serves or runs anything in the process that looks after them, and never loads new code into an old
+serves or runs anything in the process that supervises them, and never loads new code into an old
 process.
+
+Read in this order: address, watch, web, apps, management.
 """

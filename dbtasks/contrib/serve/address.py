@@ -65,14 +65,14 @@ class Address:
     def _trouble_with_file(self, path: Path) -> str | None:
         try:
             if not stat.S_ISSOCK(path.lstat().st_mode):
-                return f"{path} is there, and is no socket. Choose another path."
+                return f"{path} exists and is not a socket. Choose another path."
         except FileNotFoundError:
             if not os.access(path.parent, os.W_OK):
-                return f"No socket can be made in {path.parent}. Choose another folder."
+                return f"Cannot create a socket in {path.parent}. Choose another folder."
             return None
         try:
             with closing(self.connect()):
-                return f"Somebody listens at {path} already. Choose another path."
+                return f"Another process already listens at {path}. Choose another path."
         except OSError:
             # Left behind by a server that was killed.
             path.unlink()
@@ -83,7 +83,7 @@ def parse(addrport: str, environment: Mapping[str, str]) -> Address:
     """Return the address that those words mean; what they leave open the environment says.
 
     GRANIAN_HOST, GRANIAN_PORT and GRANIAN_UDS, else PORT, which means all interfaces, as hosts of
-    containers expect. Raise ValueError, with a sentence, if something is no address.
+    containers expect. Raise ValueError, with a sentence, if something is not a valid address.
     """
     host, port = environment.get("GRANIAN_HOST"), environment.get("GRANIAN_PORT")
     uds = None if addrport else environment.get("GRANIAN_UDS")
@@ -92,14 +92,16 @@ def parse(addrport: str, environment: Mapping[str, str]) -> Address:
     if addrport:
         found = ADDRPORT.match(addrport)
         if found is None:
-            raise ValueError(f"{addrport!r} is no address. Write PORT or HOST:PORT, as 0:8000.")
+            raise ValueError(
+                f"{addrport!r} is not a valid address. Use PORT or HOST:PORT, such as 0:8000."
+            )
         host, port = found["host"] or host, found["port"]
     return make(host or "127.0.0.1", port or "8000", uds)
 
 
 def make(host: str, port: str | int, uds: str | None = None) -> Address:
-    """Return the address; raise ValueError, with a sentence, if the port is none."""
+    """Return the address; raise ValueError, with a sentence, if the port is not valid."""
     if not str(port).isdecimal() or not 1 <= int(port) <= 65535:
-        raise ValueError(f"{str(port)!r} is no port. Write a number from 1 to 65535.")
+        raise ValueError(f"{str(port)!r} is not a valid port. Use a number from 1 to 65535.")
     host = SHORT.get(host, host.strip("[]"))
     return Address(host, int(port), uds)

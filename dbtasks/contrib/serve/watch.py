@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ...reload import Tell, Watch
+from ...processes.reload import Tell, Watch
 
 # Endings of code and of settings, wherever they are; all files in folders of templates count too.
 CODE = {".py", ".pyi", ".html", ".jinja", ".jinja2", ".j2", ".mo", ".env", ".toml"}

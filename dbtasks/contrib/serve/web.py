@@ -21,7 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ...leash import Leash, stop_signals
+from ...processes.link import SupervisorLink
+from ...processes.signals import stop_signals
 from .address import Address
 
 # What workers need of Django, and no settings.
@@ -78,7 +79,7 @@ def main(text: str) -> None:
     """Serve until told to stop, by a signal or by the supervisor."""
     options = WebOptions.load(text)
     sys.path.insert(0, options.path)
-    leash = Leash.held()
+    link = SupervisorLink.inherited()
     # Forked workers start in a third of the time, with all but the project's own code loaded. They
     # share what threads of this process are in the middle of, which is no risk to take on a site.
     multiprocessing.set_start_method("fork" if options.reload else "spawn")
@@ -86,11 +87,11 @@ def main(text: str) -> None:
         preload()
     server = _server(options)
     hearing, telling = multiprocessing.Pipe(duplex=False)
-    server.on_startup(partial(_started, leash, hearing))
+    server.on_startup(partial(_started, link, hearing))
     load = partial(application, options, os.getpid(), telling)
     server.serve(target_loader=load, wrap_loader=False)
-    if leash is not None:
-        leash.tell("done")
+    if link is not None:
+        link.send("done")
 
 
 def preload() -> None:
@@ -129,18 +130,18 @@ def _server(options: WebOptions) -> Any:
     )
 
 
-def _started(leash: Leash | None, hearing: Any) -> None:
+def _started(link: SupervisorLink | None, hearing: Any) -> None:
     """Take orders, now that the server has its handlers of signals. Called before the workers."""
     # They were held back until now.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals())
-    if leash is not None:
-        threading.Thread(target=_obey, args=[leash], daemon=True).start()
-        threading.Thread(target=_tell_ready, args=[leash, hearing], daemon=True).start()
+    if link is not None:
+        threading.Thread(target=_obey, args=[link], daemon=True).start()
+        threading.Thread(target=_tell_ready, args=[link, hearing], daemon=True).start()
 
 
-def _obey(leash: Leash) -> None:
+def _obey(link: SupervisorLink) -> None:
     """Do what the supervisor says, until it is gone: then stop. The thread's whole life."""
-    for what, *words in leash.told():
+    for what, *words in link.receive():
         if what == "reload":
             # Granian takes that for an order to replace its workers.
             os.kill(os.getpid(), signal.SIGHUP)
@@ -150,12 +151,12 @@ def _obey(leash: Leash) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _tell_ready(leash: Leash, hearing: Any) -> None:
+def _tell_ready(link: SupervisorLink, hearing: Any) -> None:
     """Tell the supervisor of each worker that has loaded the project. The thread's whole life."""
     with suppress(EOFError):
         while True:
             hearing.recv()
-            leash.tell("ready", "")
+            link.send("ready", "")
 
 
 # In a worker

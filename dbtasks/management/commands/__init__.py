@@ -1,1 +1,4 @@
-"""What ``manage.py`` gains: taskrunner, purgetasks, and dbtasks with its verbs."""
+"""The commands: taskrunner, purgetasks, and dbtasks with its subcommands.
+
+Read in this order: taskrunner, purgetasks, dbtasks.
+"""

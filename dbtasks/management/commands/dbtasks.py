@@ -1,25 +1,26 @@
-"""``manage.py dbtasks``: look after the queue by hand, one verb at a time."""
+"""``manage.py dbtasks``: manage the queue, one subcommand at a time."""
 
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from ..verbs import cancel, periodic
+from ..subcommands import cancel, periodic
 
-VERBS = {"cancel": cancel, "periodic": periodic}
+SUBCOMMANDS = {"cancel": cancel, "periodic": periodic}
 
 
 class Command(BaseCommand):
-    """Hand over to the verb."""
+    """Hand over to the subcommand."""
 
-    help = "Looks after the tasks of a database backend."
+    help = "Manages the tasks of a database backend."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-        for name, verb in VERBS.items():
-            own = verbs.add_parser(name, help=verb.HELP, description=verb.HELP)
-            verb.add_arguments(own)
+        parsers = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
+        for name, module in SUBCOMMANDS.items():
+            module.add_arguments(
+                parsers.add_parser(name, help=module.HELP, description=module.HELP)
+            )
 
     def handle(self, **options: Any) -> None:
-        if code := VERBS[options["verb"]].handle(self, options):
+        if code := SUBCOMMANDS[options["subcommand"]].handle(self, options):
             raise SystemExit(code)

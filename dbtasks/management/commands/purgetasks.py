@@ -4,12 +4,13 @@ from argparse import ArgumentTypeError
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.tasks import task_backends
 
-from ... import cli, report, store
+from ... import store
 from ...backend import DatabaseBackend
-from ...options import FINISHED
-from ...schedule import Duration
+from ...base.result import FINISHED
+from ...console import preflight, terminal
+from ...options import values
+from ...schedule.duration import Duration
 
 
 class Command(BaseCommand):
@@ -20,7 +21,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
             "--older-than",
-            type=cli.duration,
+            type=values.duration,
             required=True,
             metavar="AGE",
             help="Age of the tasks to delete: seconds, or a duration such as '12h' or '7d'.",
@@ -40,7 +41,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--batch-size",
-            type=cli.whole("batch size", 1, 10_000),
+            type=values.whole("batch size", 1, 10_000),
             default=500,
             metavar="N",
             help="Rows deleted in one transaction (default: 500).",
@@ -53,7 +54,7 @@ class Command(BaseCommand):
         age, statuses = options["older_than"], options["statuses"] or FINISHED
         backends = _backends(options["backend"])
         for backend in backends:
-            cli.check_database(backend.database)
+            preflight.check_database(backend.database)
         if options["dry_run"]:
             count = sum(
                 store.older(b.database, age, backend=b.alias, statuses=statuses).count()
@@ -66,7 +67,7 @@ class Command(BaseCommand):
     def _purge(
         self, backends: list[DatabaseBackend], age: Duration, statuses: Any, options: Any
     ) -> None:
-        screen = report.Screen(self.stderr)
+        screen = terminal.Terminal(self.stderr)
         deleted, shows = 0, options["verbosity"] > 0 and screen.isatty()
         try:
             for backend in backends:
@@ -98,21 +99,17 @@ def _statuses(text: str) -> list[str]:
     names = [name.strip().upper() for name in text.split(",")]
     for name in names:
         if name not in FINISHED:
-            raise ArgumentTypeError(f"{name!r} is no final status. Use {' or '.join(FINISHED)}.")
+            raise ArgumentTypeError(f"{name!r} is not a final status. Use {' or '.join(FINISHED)}.")
     return names
 
 
 def _backends(alias: str | None) -> list[DatabaseBackend]:
     """Return the backend of that alias, or all of ours; raise CommandError if there is none."""
-    ours = cli.our_backends()
-    if alias is not None and alias not in ours:
-        known = ", ".join(map(repr, ours)) or "none"
-        raise CommandError(f"There is no dbtasks backend {alias!r} in TASKS. Choose from: {known}.")
-    if not ours:
+    chosen = preflight.chosen_backends(alias)
+    if not chosen:
         raise CommandError("No backend in TASKS is a dbtasks DatabaseBackend.")
-    chosen: list[Any] = [task_backends[name] for name in ours if alias in (None, name)]
     return chosen
 
 
 def _finished(count: int, age: Duration) -> str:
-    return f"{report.plural(count, 'task')} that ended more than {age} ago."
+    return f"{terminal.plural(count, 'task')} that ended more than {age} ago."

@@ -7,30 +7,40 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from ... import checks, cli, registry
+from ...base import registry
+from ...console import flags, preflight
+from ...console.banner import banner
+from ...console.logs import log_output
+from ...console.report import Report
+from ...console.terminal import Terminal
+from ...db.connections import disconnect
 from ...exceptions import RunnerError
-from ...leash import Leash
-from ...reload import Reloader, watch
-from ...report import Report, Screen, banner, log_output
-from ...runner import Runner
-from ...supervisor import Orders, Supervisor, alike, command_line
+from ...options import values
+from ...options.runner import RUNNER_OPTIONS
+from ...processes.child import command_line, replicas
+from ...processes.link import SupervisorLink
+from ...processes.reload import Reloader, watch
+from ...processes.run import SupervisedSignals, leave, run
+from ...processes.supervisor import Supervisor
+from ...runner.runner import Runner
 
 SIGNALS = """\
-Signals: the first SIGTERM or SIGINT (Ctrl-C) gives back what has not started and waits --grace
-seconds for what runs; the second leaves now. SIGHUP counts as SIGTERM, unless under nohup. SIGQUIT
-(Ctrl-\\) prints where each thread is.
+Signals: on the first SIGTERM or SIGINT (Ctrl-C) the runner requeues tasks that have not started and
+waits up to --grace seconds for running ones; on the second it leaves now. SIGHUP counts as SIGTERM,
+unless under nohup. SIGQUIT (Ctrl-\\) prints where each thread is.
 
-Exit codes: 0 stopped as asked, or drained; 1 could not start; 2 wrong flag; 3 --drain, and a task
-failed; 5 grace ran out, running tasks were given back; 6 too many threads hang in tasks that were
-written off at their timeout, another runner has to take its place; 128 + n left by a second signal
-n.
+Exit codes: 0 stopped as asked, or drained; 1 could not start; 2 invalid flag; 3 --drain, and a task
+failed; 5 the grace ran out, and running tasks were requeued; 6 too many threads hang in abandoned
+tasks, so another runner has to take over; 128 + n left by a second signal n.
 
-With --processes the signals reach all of them through the first, once each; --workers, --max-tasks
-and --drain count in each. One that dies is replaced, after a pause if it dies again soon. The exit
-code is the worst of theirs: 128 + n, then 5, then 3, then 0; or 1 if one could never start.
+With --processes, signals reach all processes through the first one, once each. --workers,
+--max-tasks and --drain count in each. A process that dies is replaced, after a pause if it dies
+again soon. The exit code is the worst of theirs: 128 + n, then 5, then 3, then 0; or 1 if one could
+never start.
 
-With --reload the runner is a process of its own, that stops in its --grace and starts anew when a
-file changes; one that cannot start, for a mistake in the code, waits for the next change."""
+With --reload the runner is a process of its own. When a file changes, it stops within --grace, and
+a new one starts. If it cannot start because of a mistake in the code, it waits for the next
+change."""
 
 
 class Command(BaseCommand):
@@ -40,67 +50,17 @@ class Command(BaseCommand):
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         parser = super().create_parser(prog_name, subcommand, epilog=SIGNALS, **kwargs)
-        parser.formatter_class = cli.formatter(parser.formatter_class)
+        parser.formatter_class = flags.formatter(parser.formatter_class)
         return parser
 
     def add_arguments(self, parser: CommandParser) -> None:
-        workers, count = checks.default_workers(), cli.whole("number of threads", 1, 1000)
-        parser.add_argument(
-            *("-w", "--workers", "-t", "--threads"),
-            type=count,
-            default=workers,
-            metavar="N",
-            help=f"Threads that run tasks (default: the CPUs but one, here {workers}).",
-        )
+        flags.add_runner_options(parser)
         parser.add_argument(
             "--processes",
-            type=cli.whole("number of processes", 1, 256),
+            type=values.whole("number of processes", 1, 256),
             default=1,
             metavar="N",
-            help="Processes, each with so many threads, that another supervises (default: 1).",
-        )
-        parser.add_argument(
-            *("-i", "--worker-id"),
-            type=cli.worker_name,
-            metavar="ID",
-            help="Start of the worker's name; something random is added (default: host and pid).",
-        )
-        cli.add_backend(parser, "Alias in TASKS whose tasks are run (default: default).")
-        parser.add_argument(
-            *("-q", "--queue"),
-            action="append",
-            dest="queues",
-            metavar="NAME",
-            help="Run tasks of this queue only; may be repeated (default: all queues).",
-        )
-        parser.add_argument(
-            *("--delay", "--interval"),
-            type=cli.seconds("delay", 0.01, 3600),
-            default=1.0,
-            metavar="S",
-            help="Longest idle wait between two looks at the queue, in seconds (default: 1).",
-        )
-        parser.add_argument(
-            "--no-periodic",
-            action="store_false",
-            dest="init_periodic",
-            help="Fire no schedules: run what others enqueue.",
-        )
-        parser.add_argument(
-            "--grace",
-            type=cli.seconds("time of grace", 0, 86_400),
-            default=30.0,
-            metavar="S",
-            help="Seconds that running tasks get after the first signal (default: 30).",
-        )
-        parser.add_argument(
-            "--drain", action="store_true", help="Stop when no task is due or running."
-        )
-        parser.add_argument(
-            "--max-tasks",
-            type=cli.whole("number of tasks", 1, 10**12),
-            metavar="N",
-            help="Stop after so many tasks (default: go on).",
+            help="Processes, each with so many threads, under a supervisor (default: 1).",
         )
         parser.add_argument(
             "--reload",
@@ -115,59 +75,76 @@ class Command(BaseCommand):
         )
 
     def handle(self, **options: Any) -> None:
-        leash = _leash()
+        link = _link()
         try:
-            self._handle(leash, options)
+            self._handle(link, options)
         except CommandError as error:
-            if leash is None:
+            if link is None:
                 raise
-            # Said once, by the supervisor.
-            leash.tell("failed", str(error))
+            # The supervisor prints it, once.
+            link.send("failed", str(error))
             raise SystemExit(error.returncode) from error
 
-    def _handle(self, leash: Leash | None, options: dict[str, Any]) -> None:
-        backend = cli.one_backend(options["backend"])
-        cli.check_queues(backend, options["queues"])
-        cli.check_database(backend.database)
-        # Elsewhere the tasks of other modules still run; here somebody is about to mend these.
-        if leash and options["reload"] and (failed := registry.discover()):
+    def _handle(self, link: SupervisorLink | None, options: dict[str, Any]) -> None:
+        backend = preflight.one_backend(options["backend"])
+        preflight.check_queues(backend, options["queues"])
+        preflight.check_database(backend.database)
+        # Without --reload the tasks of other modules still run; with it somebody is at work on
+        # these.
+        if link and options["reload"] and (failed := registry.discover()):
             raise CommandError(" ".join(failed))
         verbosity, as_json = options["verbosity"], options["as_json"]
-        process = leash.number if leash and options["processes"] > 1 else None
-        screen = Screen(self.stderr, f"#{process} " if process and not as_json else "")
-        style = self.style if screen.isatty() else None
+        process = link.number if link and options["processes"] > 1 else None
+        terminal = Terminal(self.stderr, f"#{process} " if process and not as_json else "")
+        style = self.style if terminal.isatty() else None
         report = Report(
-            self.stdout, screen, verbosity=verbosity, as_json=as_json, style=style, process=process
+            self.stdout,
+            terminal,
+            verbosity=verbosity,
+            as_json=as_json,
+            style=style,
+            process=process,
         )
-        runner = _runner(report, options, leash)
-        warning = cli.small_pool(backend.database, runner.workers)
-        if warning and leash is None:
+        runner = _runner(options, link)
+        warning = preflight.small_pool(backend.database, runner.options.workers)
+        if warning and link is None:
             report.say(warning, event="warning")
         called = getattr(self, "_called_from_command_line", False)
-        with log_output(screen, verbosity, as_json, process):
+        with log_output(terminal, verbosity, as_json, process):
             try:
-                if leash is not None:
-                    text = f"Worker {{worker_id}} started, pid {os.getpid()}."
-                    code = cli.run(runner, report, text, partial(Orders, leash=leash))
-                elif options["processes"] > 1 or options["reload"]:
-                    text = banner(runner, backend, options["processes"])
-                    code = _supervise(options, runner, report, text, called)
-                else:
-                    code = cli.run(runner, report, banner(runner, backend))
+                code = _run(options, link, runner, report, called)
             except (ImproperlyConfigured, RunnerError) as error:
                 raise CommandError(str(error)) from error
-        # Threads that were given up may still hold on to a task: nobody waits for them.
-        if called and (runner.abandoned or runner.stuck or code > 128):
-            cli.leave(code)
+        # Abandoned threads may still hang in a task: nobody waits for them.
+        if called and (runner.released or runner.abandoned_threads or code > 128):
+            leave(code)
         if code:
             raise SystemExit(code)
 
 
-def _leash() -> Leash | None:
+def _link() -> SupervisorLink | None:
     try:
-        return Leash.held()
+        return SupervisorLink.inherited()
     except RunnerError as error:
         raise CommandError(str(error)) from error
+
+
+def _run(
+    options: dict[str, Any],
+    link: SupervisorLink | None,
+    runner: Runner,
+    report: Report,
+    called: bool,
+) -> int:
+    """Run the runner, here or in processes; return the exit code."""
+    if link is not None:
+        text = f"Worker {{worker_id}} started, pid {os.getpid()}."
+        return run(runner, report, text, partial(SupervisedSignals, link=link))
+    backend = preflight.one_backend(runner.options.backend)
+    if options["processes"] > 1 or options["reload"]:
+        text = banner(runner, backend, options["processes"])
+        return _supervise(options, runner, report, text, called)
+    return run(runner, report, banner(runner, backend))
 
 
 def _supervise(
@@ -179,37 +156,28 @@ def _supervise(
             "--processes and --reload start their command line once more for each process, and "
             "call_command() has none. Run 'manage.py taskrunner', or leave them out."
         )
-    ends = runner.drain or runner.max_tasks is not None
+    own = runner.options
+    ends = own.drain or own.max_tasks is not None
     if ends and options["reload"]:
         raise CommandError(
             "--reload waits for changes for ever. Leave out --drain and --max-tasks, or --reload."
         )
-    # Processes live long, and this one needs the database no more.
-    cli.disconnect()
-    children = alike(options["processes"], command_line())
+    # Processes live long, and this one does not need the database any more.
+    disconnect()
+    children = replicas(options["processes"], command_line())
     supervisor: Supervisor
     if options["reload"]:
-        supervisor = Reloader(children, watch, grace=runner.grace, say=report.say)
+        supervisor = Reloader(children, watch, grace=own.grace, say=report.say)
     else:
-        supervisor = Supervisor(children, grace=runner.grace, ends=ends, say=report.say)
+        supervisor = Supervisor(children, grace=own.grace, ends=ends, say=report.say)
     return supervisor.run(text)
 
 
-def _runner(report: Report, options: dict[str, Any], leash: Leash | None) -> Runner:
-    name = options["worker_id"]
+def _runner(options: dict[str, Any], link: SupervisorLink | None) -> Runner:
+    chosen = {option.name: options[option.name] for option in RUNNER_OPTIONS}
+    if link and options["processes"] > 1:
+        chosen["worker_id"] = link.name(chosen["worker_id"])
     try:
-        return Runner(
-            options["workers"],
-            leash.name(name) if leash and options["processes"] > 1 else name,
-            options["backend"],
-            options["delay"],
-            options["init_periodic"],
-            options["queues"],
-            grace=options["grace"],
-            drain=options["drain"],
-            max_tasks=options["max_tasks"],
-            report=report,
-            joined=leash.joined if leash else None,
-        )
+        return Runner(**chosen)
     except ValueError as error:
         raise CommandError(str(error)) from error

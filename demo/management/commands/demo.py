@@ -16,8 +16,10 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import connection
 from django.template.defaultfilters import filesizeformat
 
-from dbtasks import cli, store
-from dbtasks.report import Screen, plain, plural, span
+from dbtasks import store
+from dbtasks.console import preflight
+from dbtasks.console.terminal import Terminal, humanize_seconds, plural, printable
+from dbtasks.options import values
 from demo.databases import database
 from demo.run import Measured, Run, walk
 from demo.tasks import as_name
@@ -55,7 +57,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             *("-w", "--workers"),
-            type=cli.whole("number of threads", 1, 1000),
+            type=values.whole("number of threads", 1, 1000),
             default=4,
             metavar="N",
             help="Threads of the runner (default: 4).",
@@ -63,12 +65,12 @@ class Command(BaseCommand):
 
     def handle(self, folder, **options):
         if not folder.is_dir():
-            raise CommandError(f"{str(folder)!r} is no folder. Give one whose files to measure.")
+            raise CommandError(f"{str(folder)!r} is not a folder. Use one whose files to measure.")
         if options["database"]:
             use_database(options["database"])
-        self.screen = Screen(self.stderr)
+        self.screen = Terminal(self.stderr)
         with Interrupts() as self.interrupts:
-            cli.check_connection("default")
+            preflight.check_connection("default")
             call_command("migrate", verbosity=0, interactive=False)
             try:
                 self.work(folder.resolve(), options["workers"])
@@ -106,13 +108,13 @@ class Command(BaseCommand):
         if self.interrupts.received:
             return None
         if not names:
-            raise CommandError(f"{plain(str(folder))!r} has no files.")
+            raise CommandError(f"{printable(str(folder))!r} has no files.")
         run = Run.last(folder)
         if run is None or run.is_over(names):
             run = Run.new(folder, len(names))
-            self.stdout.write(f"{plural(len(names), 'file')} in {plain(str(folder))}")
+            self.stdout.write(f"{plural(len(names), 'file')} in {printable(str(folder))}")
         else:
-            self.stdout.write(f"Going on with {plain(str(folder))}: {in_words(run)}")
+            self.stdout.write(f"Going on with {printable(str(folder))}: {in_words(run)}")
         self.write_rows(run, run.missing(names))
         return run
 
@@ -130,7 +132,7 @@ class Command(BaseCommand):
 
     def say_unlisted(self, error: OSError) -> None:
         """Tell that a folder's files are left out."""
-        self.screen.line(plain(f"{error.filename} cannot be listed: {error.strerror}."))
+        self.screen.line(printable(f"{error.filename} cannot be listed: {error.strerror}."))
 
     def write_rows(self, run: Run, names: list[str]) -> None:
         """Enqueue the files, and show how far that is."""
@@ -163,7 +165,7 @@ class Command(BaseCommand):
         seconds = max((ended - began).total_seconds(), 0.001)
         size = sum(m.value["size"] for m in measured if m.value)
         self.stdout.write(
-            f"\n{plural(len(measured), 'file')} in {span(seconds)}: "
+            f"\n{plural(len(measured), 'file')} in {humanize_seconds(seconds)}: "
             f"{len(measured) / seconds:,.0f} files/s, {in_bytes(size / seconds)}/s"
         )
 
@@ -193,8 +195,9 @@ class Command(BaseCommand):
                 "–" if m.value[key] is None else f"{m.value[key]:,}" for key in ("lines", "words")
             )
             self.stdout.write(
-                f"{in_column(m.name):44}{span(m.seconds):>10}{in_bytes(m.value['size']):>12}"
-                f"{lines:>10}{words:>11}  {m.value['sha256'][:12]}…"
+                f"{in_column(m.name):44}{humanize_seconds(m.seconds):>10}"
+                f"{in_bytes(m.value['size']):>12}{lines:>10}{words:>11}  "
+                f"{m.value['sha256'][:12]}…"
             )
 
     def failures(self, failed: list[Measured]) -> None:
@@ -204,7 +207,7 @@ class Command(BaseCommand):
         self.stdout.write(self.style.ERROR(f"\nFailed files ({len(failed):,})"))
         for m in failed[: 2 * TOP]:
             last = (m.error[1].strip().splitlines() or [m.error[0]])[-1]
-            self.stdout.write(f"{in_column(m.name):44}  {plain(last)}")
+            self.stdout.write(f"{in_column(m.name):44}  {printable(last)}")
         if len(failed) > 2 * TOP:
             self.stdout.write(f"… and {len(failed) - 2 * TOP:,} more, in the admin.")
 
@@ -310,5 +313,5 @@ def in_bytes(size: float) -> str:
 
 def in_column(name: str) -> str:
     """Return the end of the file's name that fits a column of 44, fit for a terminal."""
-    text = plain(as_name(name), 1000)
+    text = printable(as_name(name), 1000)
     return text if len(text) <= 42 else f"…{text[-41:]}"

@@ -17,11 +17,15 @@ from django.core.management.base import (
     SystemCheckError,
 )
 
-from ..... import checks, cli
+from .....console import flags
+from .....console.terminal import plural
+from .....db.connections import disconnect
 from .....exceptions import RunnerError
-from .....reload import Reloader
-from .....report import plural
-from .....supervisor import Child, Supervisor, command_line
+from .....options import values
+from .....options.runner import default_workers
+from .....processes.child import Child, command_line
+from .....processes.reload import Reloader
+from .....processes.supervisor import Supervisor
 from ... import address as addresses
 from ...web import WebOptions
 
@@ -57,7 +61,7 @@ class Command(BaseCommand):
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         parser = super().create_parser(prog_name, subcommand, epilog=NOTES, **kwargs)
-        parser.formatter_class = cli.formatter(parser.formatter_class)
+        parser.formatter_class = flags.formatter(parser.formatter_class)
         return parser
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -84,7 +88,7 @@ class Command(BaseCommand):
         if options["tasks"]:
             children.append(Child(2, "The task runner", _runner_command(options)))
         # The processes have their own.
-        cli.disconnect()
+        disconnect()
         try:
             code = self._supervisor(children, folders, options).run(_banner(web, options, folders))
         except RunnerError as error:
@@ -123,13 +127,13 @@ def _add_web(parser: CommandParser) -> None:
     group.add_argument("--uds", metavar="PATH", help="Unix socket to listen at instead.")
     group.add_argument(
         *("-w", "--workers"),
-        type=cli.whole("number of workers", 1, 256),
+        type=values.whole("number of workers", 1, 256),
         metavar="N",
         help="Processes that serve requests (default: 1).",
     )
     group.add_argument(
         *("-t", "--threads"),
-        type=cli.whole("number of threads", 1, 1000),
+        type=values.whole("number of threads", 1, 1000),
         metavar="N",
         help=f"Threads of each, for WSGI (default: here {THREADS}).",
     )
@@ -158,18 +162,11 @@ def _add_web(parser: CommandParser) -> None:
         help="Start web server and runner anew when code below these folders changes "
         "(default: the project's).",
     )
-    group.add_argument(
-        "--grace",
-        type=cli.seconds("time of grace", 0, 86_400),
-        default=30.0,
-        metavar="S",
-        help="Seconds that requests and tasks in hand get at a stop or a reload (default: 30).",
-    )
 
 
 def _add_runner(parser: CommandParser) -> None:
     group = parser.add_argument_group("task runner")
-    threads = checks.default_workers()
+    threads = default_workers()
     group.add_argument(
         *("-k", "--tasks"),
         nargs="?",
@@ -178,23 +175,21 @@ def _add_runner(parser: CommandParser) -> None:
         metavar="THREADS",
         help=f"Run tasks beside the site, in so many threads (default: here {threads}).",
     )
-    group.add_argument(
-        *("-i", "--worker-id"), type=cli.worker_name, metavar="ID", help="Start of its name."
+    flags.add_runner_options(
+        group,
+        *("worker_id", "backend", "loop_delay", "init_periodic", "grace"),
+        backend={"flags": ("-b", "--backend")},
+        loop_delay={"flags": ("--delay",)},
+        grace={
+            "help": "Seconds that requests and running tasks get at a stop or a reload "
+            "(default: 30)."
+        },
     )
-    cli.add_backend(group, "Alias in TASKS whose tasks are run (default: default).", "-b")
-    group.add_argument(
-        "--delay",
-        type=cli.seconds("delay", 0.01, 3600),
-        default=1.0,
-        metavar="S",
-        help="Longest idle wait between two looks at the queue, in seconds (default: 1).",
-    )
-    group.add_argument("--no-periodic", action="store_true", help="Fire no schedules.")
 
 
 def _threads(text: str) -> int:
     try:
-        return cli.whole("number of threads", 1, 1000)(text)
+        return values.whole("number of threads", 1, 1000)(text)
     except ArgumentTypeError as error:
         raise ArgumentTypeError(f"{error} An address stands before -k: serve {text} -k") from None
 
@@ -286,11 +281,11 @@ def _runner_command(options: dict[str, Any]) -> list[str]:
     own = command_line()
     start = own[: own.index("serve")] if "serve" in own else [own[0], "-m", "django"]
     command = [*start, "taskrunner", "-w", str(options["tasks"]), "--backend", options["backend"]]
-    command += ["--delay", str(options["delay"]), "--grace", str(options["grace"])]
+    command += ["--delay", str(options["loop_delay"]), "--grace", str(options["grace"])]
     command += ["-v", str(options["verbosity"])]
     if options["worker_id"]:
         command += ["-i", options["worker_id"]]
-    if options["no_periodic"]:
+    if not options["init_periodic"]:
         command.append("--no-periodic")
     if options["reload"] is not None:
         # Changes are seen here, and checks were made; there the flag only keeps the runner from

@@ -1,0 +1,91 @@
+"""The list of rows, however many there are.
+
+Owns its order, its paging and its filter, each served by an index. Never counts the whole table.
+"""
+
+from functools import cached_property
+from typing import Any
+
+from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
+from django.core.paginator import Paginator
+from django.db import DEFAULT_DB_ALIAS
+from django.http import HttpRequest
+from django.utils.translation import gettext_lazy as _
+
+from ..backend import our_backends
+from .render import _PARTS, STATES
+
+# Rows that are counted, and so can be paged through; counting ten million takes seconds.
+MAX_COUNT = 10_000
+
+
+def database() -> str:
+    """Return the alias of the database whose rows are shown: that of the first of our backends."""
+    return next((backend.database for backend in our_backends()), DEFAULT_DB_ALIAS)
+
+
+class Many(int):
+    """A number of rows that was not counted to its end."""
+
+    def __str__(self) -> str:
+        return f"{int(self):,}+"
+
+
+class BoundedPaginator(Paginator):
+    """Counts, and pages through, the first MAX_COUNT rows only."""
+
+    @cached_property
+    def count(self) -> int:
+        """Number of rows; Many if there are more than are counted."""
+        return bounded_count(self.object_list)
+
+
+def bounded_count(rows: Any) -> int:
+    """Return how many rows there are, or Many(MAX_COUNT) if there are more."""
+    count: int = rows.order_by().values("pk")[: MAX_COUNT + 1].count()
+    return Many(MAX_COUNT) if count > MAX_COUNT else count
+
+
+class TaskList(ChangeList):
+    """The list in order of age, the newest first: the one order that needs no sorting."""
+
+    def get_ordering(self, request: HttpRequest, queryset: Any) -> Any:
+        return ["-id"]
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> Any:
+        # What the list does not show, and may be large.
+        rows = super().get_queryset(request, exclude_parameters)
+        return rows.defer("return_value", "meta", "policy")
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        if isinstance(self.result_count, Many):
+            return
+        # A database that is to sort these few rows may rather walk the whole table along its
+        # key. Unsorted, their own index finds them.
+        keys = self.queryset.order_by().values_list("pk", flat=True)[:MAX_COUNT]
+        ids = sorted(keys, reverse=True)
+        if self.multi_page and not (self.show_all and self.can_show_all):
+            start = (self.page_num - 1) * self.list_per_page
+            ids = ids[start : start + self.list_per_page]
+        self.result_list = self.queryset.filter(pk__in=ids)
+
+
+class StateFilter(admin.SimpleListFilter):
+    """The states, each served by an index.
+
+    Neither queue nor task are offered: of finished rows no index knows them, so a rare one would
+    be looked for in the whole table. Successful rows need no index, for they are most of it.
+    Cancelled rows are found among the failed ones, those that are asked to stop among the running.
+    """
+
+    title = _("state")
+    parameter_name = "state"
+
+    def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, Any]]:
+        return [(key, label) for key, label in STATES.items() if key not in _PARTS]
+
+    def queryset(self, request: Any, queryset: Any) -> Any:
+        state = self.value()
+        return getattr(queryset, state)() if state in STATES.keys() - _PARTS else queryset

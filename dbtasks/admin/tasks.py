@@ -1,0 +1,132 @@
+"""Rows of the queue in the admin: the list, the search, the page of one row.
+
+Owns who may see and do what. Never edits a row: what can be done is an action.
+"""
+
+from typing import Any
+from uuid import UUID
+
+from django.contrib import admin
+from django.contrib.admin.utils import flatten_fieldsets
+from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+from django.utils.translation import gettext_lazy as _
+
+from .. import store
+from ..base.result import FAILED, READY, RUNNING
+from ..models import Hold, ScheduledTask
+from .actions import TaskActions
+from .changelist import BoundedPaginator, StateFilter, TaskList, database
+from .columns import TaskColumns
+
+# Newest rows that a search by path reads: no index serves it, and this takes well under a second.
+SEARCHED = 100_000
+# The button of each action on the page of one row.
+_BUTTONS = {"retry_failed": _("Retry"), "run_now": _("Run now"), "cancel": _("Cancel")}
+
+_ROUTE = ("queue_name", "priority", "attempt")
+_COUNTS = ("failures", "lost", "fence")
+_MARKS = (("status", "hold", "cancel_requested"), ("schedule_key", "tick"), "policy")
+
+
+@admin.register(ScheduledTask)
+class ScheduledTaskAdmin(TaskColumns, TaskActions):
+    """The rows of the queue: nothing can be edited, and what can be done is an action."""
+
+    # From the left what people look for first: a narrow window cuts off the rest.
+    list_display = ("state", "task", "call", "error", "when", "wait", "duration", *_ROUTE, "worker")
+    list_display_links = ("task",)
+    list_filter = (StateFilter,)
+    list_per_page = 50
+    list_max_show_all = 200
+    sortable_by = ()
+    paginator = BoundedPaginator
+    # Both would count the whole table.
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    search_fields = ("id", "task_path")
+    search_help_text = _(
+        "The whole id, or how the path of the task begins, among the newest 100,000 tasks."
+    )
+    actions = ("retry_failed", "run_now", "cancel", "delete_expired")
+    fieldsets = (
+        (None, {"fields": ("state", ("task_path", "id"), ("backend", *_ROUTE), "worker")}),
+        (_("Call"), {"fields": ("arguments", "keyword_arguments")}),
+        (_("Outcome"), {"fields": ("result", "attempts")}),
+        (_("Times"), {"fields": ("timeline", ("wait", "duration"))}),
+        (_("The row"), {"classes": ("collapse",), "fields": (_COUNTS, *_MARKS, "extra")}),
+    )
+    readonly_fields = flatten_fieldsets(fieldsets)
+
+    class Media:
+        css = {"all": ("dbtasks/admin.css",)}
+
+    # What there is to see
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return ScheduledTask.objects.using(database())
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return TaskList
+
+    def lookup_allowed(self, lookup: str, *args: Any, **kwargs: Any) -> bool:
+        # ?kwargs__contains=… in the URL would tell masked secrets letter by letter.
+        return lookup == StateFilter.parameter_name
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: Any, search_term: str
+    ) -> tuple[Any, bool]:
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        try:
+            return queryset.filter(pk=UUID(term)), False
+        except ValueError:
+            pass
+        beyond = queryset.order_by("-pk").values_list("pk", flat=True)
+        for oldest in beyond[SEARCHED : SEARCHED + 1]:
+            queryset = queryset.filter(pk__gt=oldest)
+        return queryset.filter(task_path__startswith=term), False
+
+    # Who may do what
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        # Of the list it means the actions; of one row, that its fields could be edited.
+        return obj is None and super().has_change_permission(request)
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return super().has_view_permission(request)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return super().has_delete_permission(request) and (obj is None or obj.is_finished)
+
+    def delete_model(self, request: HttpRequest, obj: ScheduledTask) -> None:
+        if not store.delete(database(), [obj.pk]):
+            # It was made ready again after the page was shown.
+            raise PermissionDenied
+
+    def get_actions(self, request: HttpRequest, action_location: Any = None) -> dict[str, Any]:
+        # Django 6.1 always names the location, 6.0 knows none.
+        where = () if action_location is None else (action_location,)
+        actions = super().get_actions(request, *where)
+        # Deletes whatever is selected, running rows among it.
+        actions.pop("delete_selected", None)
+        return actions
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        row, allowed = kwargs["obj"], self.get_actions(request)
+        fitting = {
+            "retry_failed": row.status == FAILED,
+            "run_now": row.status == READY and row.hold == Hold.SCHEDULED,
+            "cancel": row.status in (READY, RUNNING) and not row.cancel_requested,
+        }
+        context["task_actions"] = [
+            (name, _BUTTONS[name]) for name, fits in fitting.items() if fits and name in allowed
+        ]
+        return super().render_change_form(request, context, *args, **kwargs)

@@ -1,0 +1,36 @@
+"""Workers in the admin, to look at only.
+
+Owns the list. Never lets anybody change or delete a worker.
+"""
+
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+
+from ..models import Worker
+from .changelist import database
+
+
+@admin.register(Worker)
+class WorkerAdmin(admin.ModelAdmin):
+    """The runners, as they see each other: to look at only."""
+
+    list_display = ("worker_id", "backend", "state", "started_at", "beat_at", "pid")
+    ordering = ("-started_at",)
+    list_filter = ("state",)
+    readonly_fields = tuple(field.name for field in Worker._meta.fields)
+    show_full_result_count = False
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return Worker.objects.using(database())
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        # Its runner would have to join anew, and nobody would miss it if it did not.
+        return False

@@ -1,0 +1,98 @@
+"""Policies of attempts: how long one may take, and whether and when another one follows.
+
+Owns their checks and their arithmetic. Never reads a clock, settings or the database.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..schedule.duration import Duration
+
+# Seconds before the second attempt; doubled for each later one.
+FIRST_DELAY = 5.0
+# The longest such delay, in seconds.
+LONGEST_DELAY = 3600.0
+# The share by which a delay varies, so that tasks that failed together do not return together.
+JITTER = 0.5
+
+# Seconds; seconds for each attempt, the last for all later ones; or a function that returns them.
+Backoff = float | tuple[float, ...] | Callable[[BaseException, Any], float | None]
+
+
+def exponential(failures: int) -> float:
+    """Return the default delay in seconds after so many failed attempts."""
+    # 2 ** 10 is beyond the hour already; a larger exponent only overflows.
+    delay = min(FIRST_DELAY * 2.0 ** min(failures - 1, 10), LONGEST_DELAY)
+    return delay * random.uniform(1 - JITTER, 1 + JITTER)
+
+
+def delay_after(
+    backoff: Backoff | None, failures: int, error: BaseException, result: Callable[[], Any]
+) -> float | None:
+    """Return the seconds until the next attempt after so many failed ones; None if there is none.
+
+    `result` returns the task's result, for a backoff that is a function. Raise ValueError if that
+    does not return seconds or None.
+    """
+    if backoff is None:
+        return exponential(failures)
+    if callable(backoff):
+        told = backoff(error, result())
+        return None if told is None else seconds(told)
+    if isinstance(backoff, tuple):
+        return backoff[min(failures, len(backoff)) - 1]
+    return backoff
+
+
+def seconds(value: Any) -> float:
+    """Return the value as seconds, 0 or more; raise ValueError if it is not valid."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is not a valid number of seconds.")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{value!r} is not a valid number of seconds. It must be 0 or more.")
+    return float(value)
+
+
+def check_backoff(value: Any) -> Backoff:
+    """Return the backoff; raise ValueError if it is not valid."""
+    if callable(value):
+        return value  # type: ignore[no-any-return]
+    if isinstance(value, list | tuple) and value:
+        return tuple(seconds(item) for item in value)
+    try:
+        return seconds(value)
+    except ValueError:
+        raise ValueError(
+            f"{value!r} is not a valid backoff. Use seconds, a list of seconds, or a module-level "
+            "function (exception, task_result) that returns seconds, or None to give up."
+        ) from None
+
+
+def check_attempts(value: Any) -> int:
+    """Return the number of attempts; raise ValueError if it is not valid."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} is not a valid number of attempts. Use 1 or more.")
+    return value
+
+
+def check_timeout(value: Any) -> float:
+    """Return the duration in seconds; raise DurationError if it is not valid."""
+    return Duration(value).total_seconds()
+
+
+def check_on_lost(value: Any) -> str:
+    """Return what becomes of a row whose worker is lost; raise ValueError if it is not valid."""
+    if value not in ("retry", "fail"):
+        raise ValueError(f"{value!r} must be 'retry' or 'fail'.")
+    return str(value)
+
+
+def check_exceptions(value: Any) -> tuple[type[BaseException], ...]:
+    """Return the exception classes; raise ValueError if one is not a class of exceptions."""
+    classes: Iterable[Any] = value if isinstance(value, list | tuple) else (value,)
+    for kind in classes:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise ValueError(f"{kind!r} is not an exception class.")
+    return tuple(classes)

@@ -1,0 +1,138 @@
+"""Results: what became of a task.
+
+Owns our TaskResult, how one is made from what a row holds, the names of the statuses, and the
+entries of `errors`. Never touches the database: a result reaches it through its backend.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any, Self
+
+from django.tasks import TaskResultStatus, base, task_backends
+from django.tasks.base import TaskError
+
+READY = TaskResultStatus.READY.value
+RUNNING = TaskResultStatus.RUNNING.value
+SUCCESSFUL = TaskResultStatus.SUCCESSFUL.value
+FAILED = TaskResultStatus.FAILED.value
+FINISHED = (SUCCESSFUL, FAILED)
+
+# Errors that a row keeps. They show what happened, and must never be the reason why an outcome
+# cannot be stored.
+MAX_ERRORS = 10
+
+# The class path of an exception and its traceback as text.
+ErrorEntry = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TaskResult(base.TaskResult):  # type: ignore[misc]  # its stub is not frozen
+    """Django's TaskResult, which can also wait, cancel and retry."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, base.TaskResult):
+            return NotImplemented
+        names = [f.name for f in fields(base.TaskResult)]
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def wait(self, timeout: float | None = None) -> Self:
+        """Block until the task has finished, in whichever process; return this result, refreshed.
+
+        Raise TimeoutError if it has not finished after `timeout` seconds. Raise RuntimeError inside
+        a transaction: no runner sees the row before the commit.
+        """
+        for pause in _pauses(self.id, timeout):
+            if self._backend.is_finished(self.id):
+                break
+            time.sleep(pause)
+        self.refresh()
+        return self
+
+    async def await_(self, timeout: float | None = None) -> Self:
+        """See wait()."""
+        for pause in _pauses(self.id, timeout):
+            if await self._backend.ais_finished(self.id):
+                break
+            await asyncio.sleep(pause)
+        await self.arefresh()
+        return self
+
+    def cancel(self) -> bool:
+        """Cancel the task: a waiting task ends at once, a running one is asked to stop.
+
+        Return False if it has already finished, or does not exist. The row becomes FAILED, with
+        TaskCancelled in its errors. A running task ends within seconds, unless it succeeds first.
+        """
+        return bool(self._backend.cancel(self.id))
+
+    async def acancel(self) -> bool:
+        """See cancel()."""
+        return bool(await self._backend.acancel(self.id))
+
+    def retry(self) -> bool:
+        """Make the row READY again if it is FAILED; return whether that was so."""
+        return bool(self._backend.retry(self.id))
+
+    @property
+    def _backend(self) -> Any:
+        return task_backends[self.backend]
+
+
+def _pauses(result_id: str, timeout: float | None) -> Iterable[float]:
+    """Yield seconds to sleep, 2 ms growing to 0.5 s, until the timeout; then raise TimeoutError."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    pause = 0.002
+    while True:
+        left = pause if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            yield 0
+            raise TimeoutError(f"Task {result_id} has not finished after {timeout} seconds.")
+        yield min(pause, left)
+        pause = min(pause * 1.5, 0.5)
+
+
+_RESULT_FIELDS = fields(base.TaskResult)
+
+
+def make_result(values: dict[str, Any]) -> TaskResult:
+    """Return the result with those field values, without normalising or validating them again.
+
+    Fields that are not named, such as a newer Django's, take their default.
+    """
+    result = object.__new__(TaskResult)
+    for f in _RESULT_FIELDS:
+        value = values[f.name] if f.name in values else default_of(f)
+        object.__setattr__(result, f.name, value)
+    return result
+
+
+def default_of(f: Field[Any], *_: Any) -> Any:
+    """Return the default of a dataclass's field; None if it has none."""
+    if f.default_factory is not MISSING:
+        return f.default_factory()
+    return None if f.default is MISSING else f.default
+
+
+def make_errors(entries: Iterable[ErrorEntry]) -> list[TaskError]:
+    """Return Django's errors for ``(exception class path, traceback text)`` pairs."""
+    return [TaskError(exception_class_path=path, traceback=text) for path, text in entries]
+
+
+def class_path(kind: type) -> str:
+    """Return where the class can be imported from, as Django's TaskError wants it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def error_entry(error: BaseException) -> ErrorEntry:
+    """Return the entry for an error of ours, which needs no traceback."""
+    return class_path(type(error)), str(error)
+
+
+def with_error(errors: Iterable[Any] | None, entry: ErrorEntry) -> list[Any]:
+    """Return a row's errors with one more; only the last 10 are kept."""
+    return [*(errors or ()), entry][-MAX_ERRORS:]

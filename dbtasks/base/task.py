@@ -1,0 +1,212 @@
+"""Tasks as dbtasks knows them: Django's, with policies.
+
+Owns our Task and its decorator, and how a task is made again from what a row holds. Never touches
+the database.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, timedelta
+from typing import Any, Self
+
+from django.tasks import base, task_backends
+from django.tasks.exceptions import InvalidTask
+
+from ..exceptions import DurationError, TaskNotFound
+from ..schedule.duration import LONGEST, Duration
+from . import policy, registry
+from .result import default_of
+
+# One call of enqueue_many: positional and keyword arguments.
+Call = tuple[Iterable[Any], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task(base.Task):
+    """Django's Task with the policies that dbtasks adds.
+
+    Made by the ``@task`` decorator; a changed copy is made by ``using()``.
+    """
+
+    # Policies; where they are None, OPTIONS decides.
+    # Attempts that may end in an exception. Attempts lost with their worker count separately.
+    max_attempts: int | None = None
+    # Seconds before the next attempt, a list of them, or (exception, task_result) -> seconds or
+    # None to give up. The default starts at 5 s, doubles up to an hour, and varies by a half.
+    backoff: policy.Backoff | None = None
+    # Exceptions after which the task is tried again, and those after which it never is.
+    retry_on: tuple[type[BaseException], ...] = (Exception,)
+    discard_on: tuple[type[BaseException], ...] = ()
+    # Seconds that one attempt may take; given as any duration.
+    timeout: float | None = None
+    # "retry" or "fail": what becomes of a row whose worker is lost.
+    on_lost: str | None = None
+    # How long finished rows stay.
+    retain: timedelta | None = None
+    # Write the row at the caller's commit; None is what OPTIONS["enqueue_on_commit"] says.
+    enqueue_on_commit: bool | str | None = None
+    # Earliest start, counted from each enqueue; run_after given as a timedelta lands here.
+    delay: timedelta | None = None
+    # What is attached to each call and stored with it, such as a trace id; a mapping to JSON.
+    meta: dict[str, Any] | None = field(default=None, hash=False)
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            try:
+                object.__setattr__(self, name, check(value))
+            except (ValueError, DurationError) as error:
+                raise InvalidTask(f"{name}: {error}") from None
+        base.Task.__post_init__(self)
+        registry.register(self)
+
+    def using(
+        self,
+        *,
+        priority: int | None = None,
+        queue_name: str | None = None,
+        run_after: datetime | timedelta | None = None,
+        backend: str | None = None,
+        **policies: Any,
+    ) -> Self:
+        """Return a copy with other values; None leaves a value as it is.
+
+        `run_after` is an aware datetime, or a timedelta counted from each enqueue. Raise
+        InvalidTask if a value is not valid, TypeError if a name is not a policy.
+        """
+        changes = {"priority": priority, "queue_name": queue_name, "backend": backend, **policies}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if unknown := changes.keys() - {f.name for f in fields(self)}:
+            raise TypeError(f"using() got an unknown policy {min(unknown)!r}.")
+        if isinstance(run_after, timedelta) and run_after > LONGEST:
+            raise InvalidTask(f"run_after: {run_after} is more than a hundred years.")
+        if isinstance(run_after, timedelta):
+            changes |= {"delay": run_after, "run_after": None}
+        elif run_after is not None:
+            changes |= {"run_after": run_after, "delay": None}
+        if callable(changes.get("backoff")) or changes.keys() & {"retry_on", "discard_on"}:
+            raise InvalidTask(
+                "A row stores no code. Give retry_on, discard_on and a backoff that is a function "
+                "to the @task decorator."
+            )
+        return replace(self, **changes)
+
+    def enqueue_many(self, calls: Iterable[Call]) -> list[base.TaskResult]:
+        """Enqueue the task once for each ``(args, kwargs)``, in a few statements.
+
+        Return the results in the order of the calls. All rows are written in the caller's
+        transaction, or none.
+        """
+        backend: Any = self.get_backend()
+        results: list[base.TaskResult] = backend.enqueue_many([(self, *call) for call in calls])
+        return results
+
+    async def aenqueue_many(self, calls: Iterable[Call]) -> list[base.TaskResult]:
+        """See enqueue_many()."""
+        backend: Any = self.get_backend()
+        many = [(self, *call) for call in calls]
+        results: list[base.TaskResult] = await backend.aenqueue_many(many)
+        return results
+
+
+# What a call of .using() may change and a row therefore has to keep: name, to JSON, from JSON.
+POLICIES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "max_attempts": (int, int),
+    "backoff": (lambda value: value, policy.check_backoff),
+    "timeout": (float, float),
+    "on_lost": (str, str),
+    "retain": (timedelta.total_seconds, Duration),
+}
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "max_attempts": policy.check_attempts,
+    "backoff": policy.check_backoff,
+    "retry_on": policy.check_exceptions,
+    "discard_on": policy.check_exceptions,
+    "timeout": policy.check_timeout,
+    "on_lost": policy.check_on_lost,
+    "retain": Duration,
+}
+
+
+def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Decorate a module-level function as a task: Django's ``@task`` plus policies, also on 6.0.
+
+    Takes what ``django.tasks.task`` takes (priority, queue_name, backend, takes_context) and any
+    policy of dbtasks (max_attempts, timeout, retain and the others). Another backend, as in tests,
+    ignores the policies. Raise InvalidTask if the function or a value is not valid.
+    """
+    if "run_after" in options:
+        raise TypeError("run_after is set for one call. Use .using(run_after=...).")
+    options = {
+        "priority": base.DEFAULT_TASK_PRIORITY,
+        "queue_name": base.DEFAULT_TASK_QUEUE_NAME,
+        "backend": base.DEFAULT_TASK_BACKEND_ALIAS,
+        "run_after": None,
+        **options,
+    }
+
+    def decorate(func: Callable[..., Any]) -> base.Task:
+        wanted = task_backends[options["backend"]].task_class
+        task_class = wanted if issubclass(wanted, Task) else Task
+        return task_class(func=func, **options)
+
+    return decorate(function) if function is not None else decorate
+
+
+def task_for(path: str, found: base.Task | None, values: dict[str, Any]) -> base.Task:
+    """Return the task as it was enqueued: the one found, with the row's own values.
+
+    Nothing is validated, so a queue that left QUEUES does not hide the row. If nothing was found,
+    a stand-in of that path is returned, which raises TaskNotFound when called.
+    """
+    if found is None:
+        found = _bare(Task, {"func": _missing(path), "takes_context": False})
+    changed = {name: value for name, value in values.items() if getattr(found, name, None) != value}
+    if not changed:
+        return found
+    names = {f.name for f in fields(found)}
+    kept = {name: getattr(found, name) for name in names}
+    return _bare(type(found), kept | {n: v for n, v in changed.items() if n in names})
+
+
+def _bare[T: base.Task](task_class: type[T], values: dict[str, Any]) -> T:
+    """Return a task of that class with those values, without validating them."""
+    task = object.__new__(task_class)
+    for f in fields(task_class):
+        value = values[f.name] if f.name in values else default_of(f)
+        object.__setattr__(task, f.name, value)
+    return task
+
+
+def _missing(path: str) -> Callable[..., Any]:
+    def missing(*args: Any, **kwargs: Any) -> Any:
+        raise TaskNotFound(f"There is no task {path!r}.")
+
+    missing.__module__, _, missing.__qualname__ = path.rpartition(".")
+    missing.__name__ = missing.__qualname__
+    return missing
+
+
+def policies_of(task: base.Task) -> dict[str, Any] | None:
+    """Return, as JSON, the policies by which this call's task differs from the one declared."""
+    declared = registry.get(task.module_path)
+    if declared is task or not isinstance(task, Task):
+        return None
+    changed = {}
+    for name, (encode, _) in POLICIES.items():
+        value = getattr(task, name)
+        # A function is declared with the task; a row keeps none.
+        if value is None or callable(value):
+            continue
+        if value != getattr(declared, name, None):
+            changed[name] = encode(value)
+    return changed or None
+
+
+def decode_policies(policy: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the task fields that a row's policies stand for."""
+    return {
+        name: POLICIES[name][1](value) for name, value in (policy or {}).items() if name in POLICIES
+    }

@@ -1,0 +1,115 @@
+"""Calls of tasks: how one becomes a row, and how a row becomes a result.
+
+Owns what enqueue() stores and what get_result() returns. Never writes a row.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from django.tasks import TaskResultStatus, base
+from django.utils import timezone
+
+from . import store
+from .base import payload, registry
+from .base.result import TaskResult, make_errors, make_result
+from .base.task import Task, decode_policies, policies_of, task_for
+from .exceptions import TaskNotFound
+from .models import ScheduledTask
+from .options import Options
+from .store import NewTask
+
+try:
+    from uuid import uuid7  # type: ignore[attr-defined,unused-ignore]  # Python 3.14
+except ImportError:
+    from uuid_utils.compat import uuid7
+
+
+def prepare(
+    alias: str,
+    db: str,
+    options: Options,
+    task: base.Task,
+    args: Iterable[Any],
+    kwargs: dict[str, Any],
+) -> tuple[NewTask, TaskResult]:
+    """Return the row to write and the result to hand back; nothing is written yet.
+
+    Raise TypeError if an argument, or the meta of the task, is not JSON.
+    """
+    plain_args, args_text = payload.dump(list(args), "args", options.max_payload)
+    plain_kwargs, kwargs_text = payload.dump(dict(kwargs), "kwargs", options.max_payload)
+    now = timezone.now()
+    run_after = task.run_after
+    if isinstance(task, Task) and task.delay is not None:
+        # By the clock that will be asked whether it is over.
+        run_after = store.now(db) + task.delay
+        task = task_for(task.module_path, task, {"run_after": run_after, "delay": None})
+    meta = getattr(task, "meta", None)
+    policy = policies_of(task)
+    row = NewTask(
+        uuid7(),
+        task.module_path,
+        alias,
+        task.queue_name,
+        int(task.priority),
+        args_text,
+        kwargs_text,
+        payload.text(policy) if policy else None,
+        None if meta is None else payload.dump(meta, "meta", options.max_payload)[1],
+        now,
+        run_after,
+    )
+    return row, _new_result(alias, row, task, plain_args, plain_kwargs)
+
+
+def _new_result(alias: str, row: NewTask, task: base.Task, args: Any, kwargs: Any) -> TaskResult:
+    """Return the result of a row that is not written yet."""
+    return make_result(
+        {
+            "task": task,
+            "id": str(row.id),
+            "status": TaskResultStatus.READY,
+            "enqueued_at": row.enqueued_at,
+            "started_at": None,
+            "finished_at": None,
+            "last_attempted_at": None,
+            "args": args,
+            "kwargs": kwargs,
+            "backend": alias,
+            "errors": [],
+            "worker_ids": [],
+        }
+    )
+
+
+def result_of(row: ScheduledTask, options: Options) -> TaskResult:
+    """Return the result that the row holds, also if its function is gone."""
+    try:
+        found = registry.find(row.task_path, options.task_modules)
+    except TaskNotFound:
+        found = None
+    values = {
+        "priority": row.priority,
+        "queue_name": row.queue_name,
+        "backend": row.backend,
+        "run_after": row.run_after,
+        "meta": row.meta,
+    }
+    running = [row.worker_id] if row.worker_id else []
+    return make_result(
+        {
+            "task": task_for(row.task_path, found, values | decode_policies(row.policy)),
+            "id": str(row.pk),
+            "status": TaskResultStatus(row.status),
+            "enqueued_at": row.enqueued_at,
+            "started_at": row.started_at or (row.last_attempted_at if running else None),
+            "finished_at": row.finished_at,
+            "last_attempted_at": row.last_attempted_at,
+            "args": row.args,
+            "kwargs": row.kwargs,
+            "backend": row.backend,
+            "errors": make_errors(row.errors or []),
+            "worker_ids": (row.worker_ids or []) + running,
+            "_return_value": row.return_value,
+        }
+    )

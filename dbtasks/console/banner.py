@@ -1,0 +1,55 @@
+"""What a runner says of itself before it starts.
+
+Owns the banner. Never starts anything.
+"""
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import django
+from django.db import connections
+
+from ..backend import DatabaseBackend
+from ..runner.runner import Runner
+from ..stats import due_rows
+from .terminal import humanize_seconds, plural, printable
+
+# Due rows counted for the banner: nobody waits for the count of millions.
+MANY = 10_000
+
+
+def banner(
+    runner: Runner, backend: DatabaseBackend, processes: int = 0, stop: str | None = None
+) -> str:
+    """Return what a runner says of itself before it starts, with ``{worker_id}`` left open.
+
+    With `processes`, what the one that supervises so many says of all, with nothing left open.
+    `stop` is the sentence on how it ends, where that is not Ctrl-C.
+    """
+    connection = connections[backend.database]
+    queues = runner.options.queues or sorted(backend.queues)
+    due = due_rows(backend.database, backend.alias, runner.options.queues)[: MANY + 1].count()
+    threads, options = plural(runner.options.workers, "thread"), runner.options
+    lines = [
+        f"dbtasks {_version()}, Django {django.__version__}, Python {sys.version.split()[0]}",
+        f"Backend {backend.alias!r} in {connection.display_name} "
+        f"{str(connection.settings_dict['NAME'])!r}, queues: {', '.join(queues) or 'all'}",
+        f"{f'{processes} processes with ' if processes > 1 else ''}{threads}"
+        f"{' each' if processes > 1 else ''}, polling at least every "
+        f"{humanize_seconds(options.loop_delay)}, {humanize_seconds(options.grace)} of grace",
+        f"{f'More than {MANY:,} tasks' if due > MANY else plural(due, 'task').capitalize()} due",
+    ]
+    text = "\n".join(printable(line) for line in lines)
+    stop = stop or f"{'Drains the queue; stop' if runner.options.drain else 'Stop'} with Ctrl-C."
+    if processes:
+        return f"{text}\nSupervisor with pid {os.getpid()}. {stop}"
+    text = text.replace("{", "{{").replace("}", "}}")
+    return f"{text}\nWorker {{worker_id}}. {stop}"
+
+
+def _version() -> str:
+    try:
+        return version("dbtasks")
+    except PackageNotFoundError:  # run from a source tree
+        return "(source)"

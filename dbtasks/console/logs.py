@@ -1,0 +1,95 @@
+"""What the package logs, shown where the project has no logging of its own.
+
+Owns a handler for as long as a command runs. Never changes a project's LOGGING.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from django.conf import settings
+
+from .terminal import Terminal, printable
+
+
+class _Formatter(logging.Formatter):
+    """One line a record, its traceback below; or one JSON object."""
+
+    def __init__(self, as_json: bool, process: int | None) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+        self._as_json, self._process = as_json, process
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if not self._as_json:
+            return "\n".join(printable(line, 2000) for line in text.splitlines())
+        return json.dumps(
+            {
+                "event": "log",
+                "time": now_text(),
+                "level": record.levelname,
+                "logger": record.name,
+                "message": record.getMessage(),
+                "traceback": record.exc_text,
+                **process_field(self._process),
+            }
+        )
+
+
+@contextmanager
+def log_output(
+    screen: Terminal, verbosity: int, as_json: bool = False, process: int | None = None
+) -> Iterator[None]:
+    """Show what the package logs, and keep the bar whole, where the project says nothing of it.
+
+    Loggers are left as they were found.
+    """
+    ours, tasks = logging.getLogger("dbtasks"), logging.getLogger("django.tasks")
+    levels = ours.level, tasks.level
+    handler: logging.Handler = logging.NullHandler()
+    if verbosity:
+        handler = logging.StreamHandler(screen)
+        handler.setFormatter(_Formatter(as_json, process))
+    silent = not ours.handlers and not logging.getLogger().handlers
+    if silent:
+        ours.addHandler(handler)
+        if not ours.level:
+            ours.setLevel(logging.DEBUG if verbosity > 1 else logging.INFO)
+    if not settings.LOGGING and not tasks.level:
+        # Django's console, which exists in DEBUG, would say each line of ours twice again.
+        tasks.setLevel(logging.WARNING if verbosity else logging.CRITICAL)
+    consoles = _redirected(screen) if verbosity and screen.isatty() else []
+    try:
+        yield
+    finally:
+        for console, stream in consoles:
+            console.setStream(stream)
+        ours.removeHandler(handler)
+        ours.setLevel(levels[0])
+        tasks.setLevel(levels[1])
+
+
+def _redirected(screen: Terminal) -> list[tuple[Any, Any]]:
+    """Make other handlers on standard error write above the bar; return them with their stream."""
+    found: list[tuple[Any, Any]] = []
+    for name in ("", "django", "django.tasks", "dbtasks"):
+        found += [
+            (handler, handler.setStream(screen))
+            for handler in logging.getLogger(name).handlers
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
+        ]
+    return found
+
+
+def process_field(process: int | None) -> dict[str, int]:
+    """Return the field that says which of several processes wrote the object."""
+    return {} if process is None else {"process": process}
+
+
+def now_text() -> str:
+    """Return this moment as text, in UTC."""
+    return datetime.now(UTC).isoformat()

@@ -1,0 +1,163 @@
+"""Calling the task of an attempt, in a thread or on an event loop.
+
+Owns the way from the row's arguments to the task's function and back, the signals around it, and
+what is left of an attempt that does not end. Never decides when an attempt must end.
+"""
+
+import sys
+from contextvars import copy_context
+from traceback import format_stack
+from typing import Any
+
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
+from django.db import connections
+from django.tasks import base
+from django.tasks.signals import task_finished, task_started
+
+from ..base import payload
+from ..base.context import TaskContext
+from ..base.result import FAILED
+from ..db.connections import drop
+from ..exceptions import TaskInterrupted
+from ..models import instant
+from ..store import Outcome
+from .announcing import aannounce, announce
+from .attempt import Attempt
+
+
+def run(attempt: Attempt) -> Outcome:
+    """Run the task in this thread, coroutines included; return its outcome.
+
+    Context variables that the task sets, such as language and time zone, end with it.
+    """
+    try:
+        return copy_context().run(_run, attempt)
+    finally:
+        attempt.drop_result()
+
+
+def _run(attempt: Attempt) -> Outcome:
+    try:
+        task, args, kwargs = _prepare(attempt)
+        announce(attempt, task_started)
+        _raise_if_asked(attempt)
+        value, text = _dump(attempt, _call(attempt, task, args, kwargs))
+    except BaseException as error:  # sys.exit() in a task ends the task, not the thread
+        outcome = attempt.failed(error)
+        if outcome.status == FAILED and not attempt.interrupted:
+            _announce_end(attempt)
+        return outcome
+    outcome = attempt.succeeded(value, text)
+    _announce_end(attempt)
+    return outcome
+
+
+async def arun(attempt: Attempt) -> Outcome:
+    """Run the task's coroutine on this event loop; return its outcome.
+
+    Thread-sensitive code below it, such as the ORM, gets a thread of its own. Connections of that
+    thread are closed at the end. Must run as a task of its own on the loop.
+    """
+    async with ThreadSensitiveContext() as context:
+        try:
+            return await _arun(attempt)
+        finally:
+            attempt.drop_result()
+            if context in SyncToAsync.context_to_thread_executor:
+                await sync_to_async(connections.close_all)()
+
+
+async def _arun(attempt: Attempt) -> Outcome:
+    try:
+        task, args, kwargs = _prepare(attempt)
+        await aannounce(attempt, task_started)
+        _raise_if_asked(attempt)
+        value, text = _dump(attempt, await _inside(attempt, task.func(*args, **kwargs)))
+    except BaseException as error:
+        outcome = attempt.failed(error)
+        if outcome.status == FAILED and attempt.is_open:
+            await aannounce(attempt, task_finished)
+        return outcome
+    outcome = attempt.succeeded(value, text)
+    if attempt.is_open:
+        await aannounce(attempt, task_finished)
+    return outcome
+
+
+def _prepare(attempt: Attempt) -> tuple[base.Task, list[Any], dict[str, Any]]:
+    """Return the task and its arguments, the context first if the task takes it."""
+    if attempt.thread is None:
+        attempt.begin()
+    task = attempt.find()
+    if task is None:
+        raise attempt.error or LookupError(attempt.claim.task_path)
+    args, kwargs = payload.load(attempt.claim.args), payload.load(attempt.claim.kwargs)
+    if task.takes_context:
+        args.insert(0, _task_context(attempt))
+    return task, args, kwargs
+
+
+def _task_context(attempt: Attempt) -> TaskContext:
+    tick = attempt.claim.tick
+    return TaskContext(
+        task_result=attempt.live_result(),
+        tick=None if tick is None else instant(tick),
+        _asked=attempt.asked,
+    )
+
+
+def _call(attempt: Attempt, task: base.Task, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Call the task's function; meanwhile it may be interrupted."""
+    try:
+        return attempt.call.run(task.call, args, kwargs)
+    finally:
+        if attempt.call.was_interrupted:
+            # Perhaps in the middle of a statement or a commit: their state is unknown.
+            for connection in connections.all(initialized_only=True):
+                drop(connection)
+
+
+async def _inside(attempt: Attempt, coroutine: Any) -> Any:
+    attempt.is_inside = True
+    try:
+        return await coroutine
+    finally:
+        attempt.is_inside = False
+
+
+def _raise_if_asked(attempt: Attempt) -> None:
+    """Raise the reason if the task was asked to end before it began."""
+    if (reason := attempt.asked_for) is not None:
+        raise reason
+
+
+def _dump(attempt: Attempt, value: Any) -> tuple[Any, str | None]:
+    if value is None:
+        return None, None
+    return payload.dump(value, "The return value", attempt.context.options.max_payload)
+
+
+def _announce_end(attempt: Attempt) -> None:
+    """Send task_finished, unless the attempt was abandoned: then its stand-in sends it."""
+    if attempt.is_open:
+        announce(attempt, task_finished)
+
+
+def abandon(attempt: Attempt) -> tuple[Attempt, Outcome]:
+    """Return a stand-in for an attempt that does not end when asked, and its outcome.
+
+    The attempt itself may go on at any moment, so it is left alone. The error says where it hangs.
+    Sends task_finished, and so must run in a thread that can wait.
+    """
+    stand_in = attempt.stand_in()
+    frame = sys._current_frames().get(attempt.thread or 0)
+    where = "".join(format_stack(frame)) if frame else "  an unknown place\n"
+    try:
+        raise (stand_in.asked_for or attempt.overrun()) from TaskInterrupted(
+            f"It did not end. It was at:\n{where}"
+        )
+    except Exception as error:
+        outcome = stand_in.failed(error)
+        if outcome.status == FAILED:
+            announce(stand_in, task_finished)
+    return stand_in, outcome

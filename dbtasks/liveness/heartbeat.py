@@ -1,0 +1,222 @@
+"""The heartbeat of a runner.
+
+Owns its beat, its judgement of other workers, and when their rows are rescued. Never compares the
+clocks of two machines: a worker is lost when its beat has stood still for as long as this process
+has counted.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from django.db import connections
+
+from ..db.service import Pauses, RoundService
+from ..db.timeouts import BEAT_TIMEOUT, CALL_TIMEOUT, bounded_connect, call_timeout
+from ..models import ScheduledTask, Worker
+from ..store import workers
+from ..store.workers import session_key
+from .beat import BEATS, RECHECK_INTERVAL, clock
+from .identity import host_key, is_gone, process_identity
+
+logger = logging.getLogger("dbtasks.runner")
+
+# Seconds until the next look at a worker that is reported as ended and still registered.
+MISSED_RECHECK = 0.5
+# Part of the timeout after which a silent worker is lost whose PostgreSQL session is gone. It is
+# more than a beat takes, because a session may break while the worker lives.
+HINTED_SHARE = 0.35
+# Beats between two looks at what is RUNNING in the worker's own name.
+RECONCILE_BEATS = 3
+# Part of the timeout after which a runner that cannot beat starts nothing more.
+TRUSTED_SHARE = 0.75
+
+# The claims of this process, as id and fence; None while one is on its way.
+HeldClaims = Callable[[], set[tuple[Any, int]] | None]
+
+
+class Heartbeat(RoundService):
+    """Beats for one worker, watches the others, and has the rows of lost ones rescued.
+
+    It has a thread and a connection of its own: neither a busy pool nor a long purge stops it.
+    `on_evicted` is called, in this thread, when others have declared this worker lost, and
+    `poll_now` when there may be rows to claim. `rescue` settles some rows of lost workers and
+    returns them; `release_orphans` settles claims of this worker that it never heard of.
+    """
+
+    def __init__(
+        self,
+        db: str,
+        worker_id: str,
+        backend: str,
+        timeout: float,
+        *,
+        rescue: Callable[[], list[ScheduledTask]],
+        release_orphans: Callable[[Iterable[tuple[Any, int]]], int],
+        on_evicted: Callable[[], None],
+        poll_now: Callable[[], None],
+        held_claims: HeldClaims,
+    ) -> None:
+        self._recheck = min(RECHECK_INTERVAL, timeout / BEATS / 2)
+        super().__init__("heartbeat", Pauses(self._recheck, self._recheck))
+        self._db, self._timeout = db, timeout
+        self.worker_id, self._backend = worker_id, backend
+        self._rescue_some, self._release_orphans = rescue, release_orphans
+        self._on_evicted, self._poll_now = on_evicted, poll_now
+        self._held_claims = held_claims
+        # Claims in this worker's name that it did not know of at the last look, and beats so far.
+        self._strays: set[tuple[Any, int]] = set()
+        self._beats = 0
+        self._next_beat = 0.0
+        # Workers whose process is reported as ended.
+        self._missed: set[str] = set()
+        # Whether what was lost before this runner began has been rescued.
+        self.has_looked = False
+        # By worker id: its last beat, and the seconds it has stood still since.
+        self._seen: dict[str, tuple[int, float]] = {}
+        # The workers of this host, as they were then.
+        self._neighbours: list[Worker] = []
+        # By worker id: when the server had started under which its session was seen.
+        self._sessions: dict[str, Any] = {}
+        # Whether the session of a silent worker is gone.
+        self._is_alarmed = False
+        self._watched_at = self._beat_at = clock()
+        workers.register(db, worker_id, backend, *process_identity())
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether nobody can have declared this worker lost yet."""
+        return clock() - self._beat_at < self._timeout * TRUSTED_SHARE
+
+    def declare_lost(self, worker_id: str) -> None:
+        """Declare that worker lost at once: its process has ended. Called from any thread."""
+        self._missed.add(worker_id)
+        self._wakeup.set()
+
+    def work(self) -> None:
+        with bounded_connect(self._db, CALL_TIMEOUT):
+            super().work()
+
+    def round(self) -> float:
+        if clock() >= self._next_beat:
+            # The first one at once: a process that was killed and started again finds its rows.
+            self._next_beat = clock() + self._timeout / BEATS * random.uniform(0.8, 1.0)
+            self._beat()
+            self._watch()
+            self._reconcile()
+            self._report_first_look()
+        elif self._missed or self._is_alarmed or any(map(is_gone, self._neighbours)):
+            self._watch()
+        soon = MISSED_RECHECK if self._missed else self._recheck
+        return max(0.0, min(soon, self._next_beat - clock()))
+
+    def failed(self, error: Exception) -> None:
+        logger.warning("The heartbeat failed: %s", error)
+        # The database may be back long before the next beat would be due.
+        self._next_beat = clock() + self._recheck
+
+    def _beat(self) -> None:
+        began, was_trusted = clock(), self.is_trusted
+        with call_timeout(connections[self._db], BEAT_TIMEOUT):
+            is_known = workers.beat(self._db, self.worker_id)
+        if is_known:
+            self._beat_at = began
+        else:
+            logger.warning("Worker %s was declared lost; it registers again", self.worker_id)
+            self._on_evicted()
+            self._beat_at = clock()
+        if not (was_trusted and is_known):
+            # It has claimed nothing since it was declared lost, or might have been.
+            self._poll_now()
+
+    def _watch(self) -> None:
+        """Look at the other workers, and rescue the rows of those that are lost."""
+        now, missed = clock(), tuple(self._missed)
+        # A longer time between two looks was sleep, perhaps of this machine: nobody was silent.
+        passed = min(now - self._watched_at, self._timeout / BEATS * 1.2)
+        self._watched_at = now
+        seen = {}
+        with call_timeout(connections[self._db], BEAT_TIMEOUT):
+            known = workers.others(self._db, self.worker_id, self._backend)
+            others = [other for other in known if other.state == Worker.State.LIVE]
+            without_session = self._lost_sessions(others)
+        self._neighbours = [other for other in others if other.host_key == host_key()]
+        self._is_alarmed = bool(without_session)
+        is_any_lost = len(known) > len(others)
+        for other in others:
+            beat, silent = self._seen.get(other.worker_id, (None, 0.0))
+            silent = silent + passed if beat == other.beat else 0.0
+            seen[other.worker_id] = (other.beat, silent)
+            share = HINTED_SHARE if other.worker_id in without_session else 1
+            is_silent = silent >= self._timeout * share
+            if is_silent or other.worker_id in missed or is_gone(other):
+                is_any_lost |= self._declare_lost(other)
+        self._seen = seen
+        # One that is still there has been declared lost just now, or had a beat on its way.
+        self._missed.difference_update(set(missed) - seen.keys())
+        if is_any_lost:
+            self._rescue()
+
+    def _report_first_look(self) -> None:
+        if not self.has_looked:
+            self.has_looked = True
+            self._poll_now()
+
+    def _lost_sessions(self, others: list[Worker]) -> set[str]:
+        """Return which of them had a PostgreSQL session and have none now.
+
+        A restart of the server ends all sessions, so only what was seen since then counts.
+        """
+        found = workers.sessions(self._db) if others else None
+        if found is None:
+            return set()
+        started, keys = found
+        names = {other.worker_id for other in others}
+        there = {name for name in names if session_key(name) in keys}
+        before = {name for name, at in self._sessions.items() if at == started}
+        self._sessions = dict.fromkeys((before | there) & names, started)
+        return (before & names) - there
+
+    def _reconcile(self) -> None:
+        """Every third beat, release rows RUNNING in this worker's name that it does not know.
+
+        These are the rows of a claim whose reply was lost. They must be seen twice in a row.
+        """
+        self._beats += 1
+        if self._beats % RECONCILE_BEATS:
+            return
+        # In this order: what is claimed after the look is not in it, and what was claimed before
+        # is held, settled, or still on its way.
+        with call_timeout(connections[self._db], BEAT_TIMEOUT):
+            running = workers.running(self._db, self.worker_id)
+        held = self._held_claims()
+        if held is None:
+            return
+        strays = running - held
+        if found := self._strays & strays:
+            with call_timeout(connections[self._db]):
+                count = self._release_orphans(found)
+            logger.warning("%d claims never arrived; they are requeued", count)
+            self._poll_now()
+        self._strays = strays - found
+
+    def _declare_lost(self, other: Worker) -> bool:
+        """Declare that worker lost unless it has had a beat since; return whether it is."""
+        with call_timeout(connections[self._db]):
+            is_lost = workers.declare_lost(self._db, other.worker_id, other.beat)
+        if is_lost:
+            logger.warning("Worker %s is lost; its tasks are requeued", other.worker_id)
+        return is_lost
+
+    def _rescue(self) -> None:
+        while rows := self._rescue_once():
+            for row in rows:
+                logger.warning("%s %s of %s was rescued", row.task_path, row.pk, row.worker_id)
+            self._poll_now()
+            if self._stopping.is_set():
+                return
+
+    def _rescue_once(self) -> list[ScheduledTask]:
+        with call_timeout(connections[self._db]):
+            return self._rescue_some()

@@ -1,0 +1,74 @@
+"""Column types that hold the same value on every database.
+
+Owns JSON as text, and moments as microseconds. Never queries inside of a value.
+"""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from django.db import models
+
+from ..schedule.zones import EPOCH, MICROSECOND
+
+
+class JSONText(models.TextField):
+    """JSON kept as plain text, NULL for None.
+
+    A database's own JSON type would change values on the way (jsonb turns 1e23 into an integer,
+    MySQL reorders keys), parse each of them on the hot path, and accept other input on each
+    database. Nobody queries inside arguments.
+    """
+
+    # What type checkers are told: any JSON.
+    _pyi_private_get_type: Any
+    _pyi_private_set_type: Any
+
+    def from_db_value(self, value: str | None, expression: Any, connection: Any) -> Any:
+        return None if value is None else json.loads(value)
+
+    def get_prep_value(self, value: Any) -> str | None:
+        return None if value is None else json.dumps(value, separators=(",", ":"))
+
+    def value_to_string(self, obj: models.Model) -> str:
+        return json.dumps(self.value_from_object(obj))
+
+    def to_python(self, value: Any) -> Any:
+        return json.loads(value) if isinstance(value, str) else value
+
+
+class Instant(models.Field):
+    """An aware datetime in UTC, kept as microseconds since 1970.
+
+    The same on every database and with every setting of time zones, also in the hour that clocks
+    show twice: two ticks an hour apart are never one.
+    """
+
+    _pyi_private_get_type: datetime
+    _pyi_private_set_type: datetime | None
+
+    def get_internal_type(self) -> str:
+        return "BigIntegerField"
+
+    def from_db_value(self, value: int | None, expression: Any, connection: Any) -> Any:
+        return None if value is None else instant(value)
+
+    def get_prep_value(self, value: Any) -> int | None:
+        return None if value is None else microseconds(self.to_python(value))
+
+    def to_python(self, value: Any) -> Any:
+        return datetime.fromisoformat(value) if isinstance(value, str) else value
+
+    def value_to_string(self, obj: models.Model) -> str:
+        value: Any = self.value_from_object(obj)
+        return "" if value is None else str(value.isoformat())
+
+
+def instant(value: int) -> datetime:
+    """Return the moment, in UTC, that is so many microseconds after 1970 began."""
+    return EPOCH + value * MICROSECOND
+
+
+def microseconds(moment: datetime) -> int:
+    """Return the moment as instant() takes it."""
+    return (moment.astimezone(UTC) - EPOCH) // MICROSECOND

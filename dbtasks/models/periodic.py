@@ -1,0 +1,76 @@
+"""PeriodicTask: one row for each schedule, and how far it has come.
+
+Owns its columns. Never fires a tick.
+"""
+
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
+
+from ..base.lengths import MAX_BACKEND, MAX_PATH, MAX_RETAIN, MAX_SPEC, MAX_ZONE
+from ..schedule.periodic import MAX_KEY
+from ..schedule.rules import Schedule, parse
+from .fields import Instant, JSONText
+from .states import PERIODIC
+
+
+class PeriodicTask(models.Model):
+    """A schedule of a task, and how far it has come. Any runner may fire its next tick."""
+
+    class Origin(models.TextChoices):
+        """Who made it."""
+
+        # Settings or a decorator. The runners that have it there fire it and keep it up to date.
+        SETTINGS = "settings", pgettext_lazy("Schedule", "Settings")
+        # The admin. Every runner of the backend fires it.
+        ADMIN = "admin", pgettext_lazy("Schedule", "Admin")
+
+    class Missed(models.TextChoices):
+        """What becomes of ticks that came while no runner was running."""
+
+        LATEST = "latest", pgettext_lazy("Schedule", "Run once for the latest")
+        SKIP = "skip", pgettext_lazy("Schedule", "Skip")
+        ALL = "all", pgettext_lazy("Schedule", "Run for each, at most 100")
+
+    backend = models.CharField(_("backend"), max_length=MAX_BACKEND)
+    key = models.CharField(_("key"), max_length=MAX_KEY)
+    origin = models.CharField(_("origin"), max_length=8, choices=Origin.choices)
+    task_path = models.CharField(_("task"), max_length=MAX_PATH)
+    # A cron line or a duration, and the zone whose clocks count.
+    spec = models.CharField(_("schedule"), max_length=MAX_SPEC)
+    timezone = models.CharField(_("time zone"), max_length=MAX_ZONE)
+    # Only of schedules made in the admin. Those of settings have them there.
+    args = JSONText(_("arguments"), null=True, blank=True)
+    kwargs = JSONText(_("keyword arguments"), null=True, blank=True)
+    # A duration; empty is what the task or the options say.
+    retain = models.CharField(_("retain"), max_length=MAX_RETAIN, blank=True)
+    missed = models.CharField(
+        _("missed ticks"), max_length=8, choices=Missed.choices, default=Missed.LATEST
+    )
+    # Whether a tick is run while the run before has not finished.
+    overlap = models.BooleanField(_("overlap"), default=True)
+    # Set by people only. A deploy does not change it.
+    paused = models.BooleanField(_("paused"), default=False)
+    # The first tick that has not been fired; every write that moves it names the one it saw.
+    next_tick = Instant(_("next tick"))
+    # The last one that has been fired, and the last one that was not.
+    last_tick = Instant(_("last tick"), null=True)
+    skipped_tick = Instant(_("last skipped tick"), null=True)
+    # When a runner last said that it has the key in its settings.
+    seen_at = Instant(_("seen at"), null=True)
+
+    class Meta:
+        db_table = PERIODIC
+        verbose_name = _("periodic task")
+        verbose_name_plural = _("periodic tasks")
+        constraints = [
+            models.UniqueConstraint(name="dbtasks_one_schedule_a_key", fields=["backend", "key"]),
+        ]
+
+    def __str__(self) -> str:
+        return self.key
+
+    @property
+    def schedule(self) -> Schedule:
+        """When it ticks; raise ScheduleError if the row has no valid schedule."""
+        return parse(self.spec, self.timezone, self.key)

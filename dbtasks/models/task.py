@@ -1,0 +1,134 @@
+"""ScheduledTask: one row for each call of a task.
+
+Owns its columns, and the indexes that claims, promotion, rescue and purge rely on. Never changes a
+row.
+"""
+
+from django.db import models
+from django.db.models import Q
+from django.tasks import TaskResultStatus
+from django.utils.translation import gettext_lazy as _
+
+from ..base.lengths import MAX_BACKEND, MAX_PATH, MAX_QUEUE, MAX_WORKER
+from ..base.result import FAILED, FINISHED, READY, RUNNING
+from ..schedule.periodic import MAX_KEY
+from .fields import Instant, JSONText
+from .indexes import PartialIndex, UniqueWhereSet
+from .states import TABLE, Hold, ScheduledTaskQuerySet
+
+
+class ScheduledTask(models.Model):
+    """One stored call of a task."""
+
+    # A UUIDv7: the key is in order of age.
+    id = models.UUIDField(primary_key=True, editable=False)
+    task_path = models.CharField(_("task"), max_length=MAX_PATH)
+    backend = models.CharField(_("backend"), max_length=MAX_BACKEND)
+    queue_name = models.CharField(_("queue"), max_length=MAX_QUEUE)
+    priority = models.SmallIntegerField(_("priority"))
+    args = JSONText(_("arguments"))
+    kwargs = JSONText(_("keyword arguments"))
+    # Policies that this call changed by .using(); NULL if none.
+    policy = JSONText(null=True)
+    # What callers or middleware attach to the call, such as a trace id; NULL if nothing.
+    meta = JSONText(null=True)
+
+    status = models.CharField(_("status"), max_length=10, choices=TaskResultStatus.choices)
+    hold = models.CharField(max_length=16, choices=Hold.choices, blank=True)
+    # Raised by 1 at every claim, never reset. Every later write names the value it saw.
+    fence = models.BigIntegerField(db_default=0)
+    # Starts so far, the running one included.
+    attempt = models.IntegerField(_("attempt"), db_default=0)
+    # Attempts that ended in an exception.
+    failures = models.IntegerField(_("failures"), db_default=0)
+    # Starts whose worker was lost.
+    lost = models.IntegerField(_("lost"), db_default=0)
+    # In these texts NULL, which differs from itself and stays out of indexes, means none.
+    # Who runs it now; NULL unless RUNNING.
+    worker_id = models.CharField(_("worker"), max_length=MAX_WORKER, null=True)  # noqa: DJ001
+    cancel_requested = models.BooleanField(db_default=False)
+    # Which tick of which schedule fired the row.
+    schedule_key = models.CharField(max_length=MAX_KEY, null=True)  # noqa: DJ001
+    tick = Instant(null=True)
+
+    enqueued_at = models.DateTimeField(_("enqueued at"))
+    run_after = models.DateTimeField(_("run after"), null=True)
+    started_at = models.DateTimeField(_("started at"), null=True)
+    last_attempted_at = models.DateTimeField(_("last attempted at"), null=True)
+    finished_at = models.DateTimeField(_("finished at"), null=True)
+    # When the purge may take it; NULL while unfinished, or for ever.
+    delete_after = models.DateTimeField(_("delete after"), null=True)
+
+    # Ended attempts: [exception class path, traceback text] each, and the worker of each start.
+    errors = JSONText(_("errors"), null=True)
+    worker_ids = JSONText(_("workers"), null=True)
+    return_value = JSONText(_("return value"), null=True)
+
+    objects = ScheduledTaskQuerySet.as_manager()
+
+    class Meta:
+        db_table = TABLE
+        verbose_name = _("task")
+        verbose_name_plural = _("tasks")
+        indexes = [
+            # The claim, of all queues and of one: index order is claim order. Each asks for what
+            # is always true, a different thing, so that no planner takes one for the other.
+            PartialIndex(
+                name="dbtasks_due",
+                fields=["backend", "-priority", "id"],
+                where=Q(status=READY, hold=Hold.NONE, attempt__gte=0),
+                otherwise=["status", "hold", "backend", "-priority", "id"],
+            ),
+            PartialIndex(
+                name="dbtasks_due_in_queue",
+                fields=["backend", "queue_name", "-priority", "id"],
+                where=Q(status=READY, hold=Hold.NONE, fence__gte=0),
+                otherwise=["status", "hold", "backend", "queue_name", "-priority", "id"],
+            ),
+            # Promotion, the next run_after, and quarantined rows.
+            PartialIndex(
+                name="dbtasks_held",
+                fields=["hold", "backend", "run_after"],
+                where=Q(status=READY) & ~Q(hold=Hold.NONE),
+                otherwise=["status", "hold", "backend", "run_after"],
+            ),
+            # What a worker holds.
+            PartialIndex(
+                name="dbtasks_running",
+                fields=["worker_id"],
+                where=Q(status=RUNNING),
+                otherwise=["status", "worker_id"],
+            ),
+            # The purge.
+            PartialIndex(
+                name="dbtasks_expired",
+                fields=["backend", "delete_after"],
+                where=Q(delete_after__isnull=False),
+                otherwise=["backend", "delete_after"],
+            ),
+            # What people look for first, among millions of successful rows.
+            PartialIndex(
+                name="dbtasks_failed",
+                fields=["id"],
+                where=Q(status=FAILED),
+                otherwise=["status", "id"],
+            ),
+        ]
+        constraints = [
+            UniqueWhereSet(
+                name="dbtasks_one_row_a_tick", fields=["backend", "schedule_key", "tick"]
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.task_path} {self.id}"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the row has ended, well or not."""
+        return self.status in FINISHED
+
+    @property
+    def periodic(self) -> bool:
+        """Whether a schedule fired the row."""
+        return self.schedule_key is not None

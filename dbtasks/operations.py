@@ -1,0 +1,111 @@
+"""Manual operations on rows: retry, run now, cancel, delete.
+
+Owns which rows each one fits, its transition, the wake-up after it, and the words that say what was
+done. The admin, the commands and the backend share them. Never checks who may do it.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext_lazy
+
+from . import store, wakeup
+from .base.result import READY
+from .db.connections import after_commit
+from .models import ScheduledTask, ScheduledTaskQuerySet
+from .store import Place
+
+# How long a row stays if it fails; None is for ever.
+Retain = Callable[[ScheduledTask], timedelta | None]
+
+
+class Operation(NamedTuple):
+    """What can be done with rows, and how it is said."""
+
+    # The rows in the state that the transition starts from.
+    rows: Callable[[ScheduledTaskQuerySet], ScheduledTaskQuerySet]
+    # The transition: database, ids, and how long a failed row stays. Returns how many were moved.
+    move: Callable[[str, Sequence[UUID], Retain], int]
+    # Whether moved rows may be due now.
+    makes_due: bool
+    # For the history of a row.
+    note: Any
+    # With %(moved)d; and with %(seen)d as well, when some rows were not moved.
+    all: Any
+    some: Any
+
+    def apply(self, db: str, rows: Iterable[ScheduledTask], retain: Retain) -> int:
+        """Move those of the rows that can be moved; return how many these were.
+
+        Joins a transaction of the caller. Runners are told after its commit.
+        """
+        rows = list(rows)
+        moved = self.move(db, [row.pk for row in rows], retain)
+        if moved and self.makes_due:
+            for alias in {row.backend for row in rows}:
+                own = [row for row in rows if row.backend == alias]
+                places = [Place(row.queue_name, row.priority, row.pk) for row in own]
+                after_commit(db, partial(wakeup.became_due, db, alias, places))
+        return moved
+
+
+def expired(rows: ScheduledTaskQuerySet) -> ScheduledTaskQuerySet:
+    """Return those of the rows whose retention is over."""
+    return rows.finished().filter(delete_after__lte=store.now(rows.db))
+
+
+RETRY = Operation(
+    lambda rows: rows.failed(),
+    lambda db, ids, retain: store.retry(db, ids),
+    True,
+    _("Made ready again."),
+    ngettext_lazy("%(moved)d task was made ready.", "%(moved)d tasks were made ready.", "moved"),
+    _("%(moved)d of %(seen)d tasks were made ready; the others had moved on."),
+)
+RUN_NOW = Operation(
+    lambda rows: rows.scheduled(),
+    lambda db, ids, retain: store.run_now(db, ids),
+    True,
+    _("Made due at once."),
+    ngettext_lazy("%(moved)d task is due now.", "%(moved)d tasks are due now.", "moved"),
+    _("%(moved)d of %(seen)d tasks are due now; the others were not scheduled."),
+)
+CANCEL = Operation(
+    lambda rows: rows.filter(status=READY),
+    store.cancel,
+    False,
+    _("Cancelled."),
+    ngettext_lazy("%(moved)d task was cancelled.", "%(moved)d tasks were cancelled.", "moved"),
+    _("%(moved)d of %(seen)d tasks were cancelled; the others had moved on."),
+)
+REQUEST_CANCEL = Operation(
+    lambda rows: rows.running(),
+    lambda db, ids, retain: store.request_cancel(db, ids),
+    False,
+    _("Asked to stop."),
+    ngettext_lazy(
+        "%(moved)d running task was asked to stop.",
+        "%(moved)d running tasks were asked to stop.",
+        "moved",
+    ),
+    _("%(moved)d of %(seen)d running tasks were asked to stop; the others had moved on."),
+)
+DELETE_EXPIRED = Operation(
+    expired,
+    lambda db, ids, retain: store.delete(db, ids, expired=True),
+    False,
+    _("Deleted."),
+    ngettext_lazy("%(moved)d task was deleted.", "%(moved)d tasks were deleted.", "moved"),
+    _("%(moved)d of %(seen)d tasks were deleted; the others have not expired."),
+)
+
+
+def cancel(db: str, rows: Iterable[ScheduledTask], retain: Retain) -> bool:
+    """Cancel the rows: waiting ones end at once, running ones are asked to; return if any did."""
+    rows = list(rows)
+    # Once more, for a row that was running when we first looked and then waits for a retry.
+    return any(each.apply(db, rows, retain) for each in (CANCEL, REQUEST_CANCEL, CANCEL))

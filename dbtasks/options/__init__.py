@@ -1,0 +1,11 @@
+"""What a project configures: the OPTIONS of a backend, and the options of a runner.
+
+Owns each option's name, default, bounds and help, once. Never touches the database or the app
+registry: tasks are imported, and their backend made, before apps are ready.
+
+Read in this order: values, backend, runner.
+"""
+
+from .backend import Options, Retention, parse, problems
+
+__all__ = ["Options", "Retention", "parse", "problems"]

@@ -1,0 +1,170 @@
+"""OPTIONS of a backend, parsed once into one frozen dataclass.
+
+Owns every default, and the sentence for each option that is not valid. Never touches the database
+or the app registry.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from difflib import get_close_matches
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS
+
+from ..base import policy
+from ..base.result import FINISHED
+from ..exceptions import DurationError
+from ..schedule.duration import Duration
+from ..schedule.periodic import ScheduleEntry
+from ..schedule.periodic import read as read_periodic
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long finished rows stay: for ever by default.
+
+    A task's own path wins over a status, a status over ``"*"``.
+    """
+
+    rules: Mapping[str, Duration | None] = field(default_factory=dict)
+
+    def __call__(self, task_path: str, status: str) -> timedelta | None:
+        """Return how long a row of that task with that final status stays; None is for ever."""
+        for key in (task_path, status, "*"):
+            if key in self.rules:
+                return self.rules[key]
+        return None
+
+    @classmethod
+    def parse(cls, value: Any) -> "Retention":
+        """Return the retention written as one duration, or as a mapping to durations."""
+        rules = value if isinstance(value, Mapping) else {"*": value}
+        for key in rules:
+            if not (key in FINISHED or key == "*" or (isinstance(key, str) and "." in key)):
+                raise ValueError(
+                    f"{key!r} must be the path of a task, 'SUCCESSFUL', 'FAILED' or '*'."
+                )
+        return cls({k: None if v is None else Duration(v) for k, v in rules.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``TASKS[alias]["OPTIONS"]`` says, with all defaults."""
+
+    # Run inside enqueue(), no runner needed; rows are still written.
+    immediate: bool = False
+    # Send task_enqueued, task_started and task_finished.
+    signals: bool = True
+    # How long finished rows stay before the runner purges them.
+    retain: Retention = field(default_factory=Retention)
+    # Which tasks run on which schedule, by key: {path: "30 3 * * 1-5", or "15m", or Periodic(…)}.
+    periodic: Mapping[str, ScheduleEntry] = field(default_factory=dict)
+    # Seconds of silence after which a runner is declared lost; it beats every quarter.
+    worker_timeout: float = 20.0
+    # Attempts that may end in an exception, unless the task says otherwise.
+    max_attempts: int = 1
+    # Seconds before the next attempt, a list of them, or a function; None grows exponentially.
+    backoff: policy.Backoff | None = None
+    # Seconds that one attempt may take; None is for ever.
+    timeout: float | None = None
+    # "retry" or "fail": what becomes of a task whose worker is lost.
+    on_lost: str = "retry"
+    # Alias of the database that holds the queue, when no router says otherwise.
+    database: str = DEFAULT_DB_ALIAS
+    # Write the row when the caller's transaction commits: True for the default database's
+    # transaction, or the alias of another; for a queue in a database of its own.
+    enqueue_on_commit: bool | str = False
+    # Modules, beside installed apps and the project's package, that may be imported for a row.
+    task_modules: tuple[str, ...] = ()
+    # Bytes of JSON that the arguments, and the return value, may each take.
+    max_payload: int = 262_144
+    # Parts of names whose values the admin masks in arguments and results.
+    mask: tuple[str, ...] = ("password", "passwd", "token", "secret", "auth", "cookie", "key")
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} must be True or False.")
+    return value
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not all(isinstance(name, str) and name for name in value):
+        raise ValueError(f"{value!r} is not a list of names.")
+    return tuple(value)
+
+
+def _alias(value: Any) -> str:
+    from django.conf import settings
+
+    if value not in settings.DATABASES:
+        raise ValueError(f"{value!r} is not in DATABASES ({', '.join(settings.DATABASES)}).")
+    return str(value)
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} is not a valid number of bytes. Use 1 or more.")
+    return value
+
+
+def _seconds(value: Any) -> float:
+    seconds = Duration(value).total_seconds()
+    if seconds < 1:
+        raise ValueError(f"{value!r} is too short. Use at least one second.")
+    return seconds
+
+
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "immediate": _flag,
+    "signals": _flag,
+    "retain": Retention.parse,
+    "periodic": read_periodic,
+    "worker_timeout": _seconds,
+    "max_attempts": policy.check_attempts,
+    "backoff": policy.check_backoff,
+    "timeout": lambda value: None if value is None else policy.check_timeout(value),
+    "on_lost": policy.check_on_lost,
+    "database": _alias,
+    "enqueue_on_commit": lambda value: _alias(value) if isinstance(value, str) else _flag(value),
+    "task_modules": _names,
+    "max_payload": _size,
+    "mask": _names,
+}
+
+
+def problems(alias: str, raw: Any) -> list[str]:
+    """Return a sentence for each invalid option of that backend, in their order."""
+    return _parse(alias, raw)[1]
+
+
+def parse(alias: str, raw: Any) -> Options:
+    """Return the options of that backend; raise ImproperlyConfigured naming each mistake."""
+    values, wrong = _parse(alias, raw)
+    if wrong:
+        raise ImproperlyConfigured(" ".join(wrong))
+    return Options(**values)
+
+
+def _parse(alias: str, raw: Any) -> tuple[dict[str, Any], list[str]]:
+    place = f"TASKS[{alias!r}]['OPTIONS']"
+    if not isinstance(raw, Mapping):
+        return {}, [f"{place} must be a dict, not {raw!r}."]
+    values, wrong = {}, []
+    for name, value in raw.items():
+        if name not in _PARSERS:
+            wrong.append(f"{place} has an unknown option {name!r}. {_suggestion(name)}")
+            continue
+        try:
+            values[name] = _PARSERS[name](value)
+        except (ValueError, TypeError, DurationError) as error:
+            wrong.append(f"{place}[{name!r}]: {error}")
+    return values, wrong
+
+
+def _suggestion(name: Any) -> str:
+    known = [f.name for f in fields(Options)]
+    near = get_close_matches(str(name), known, n=1)
+    return f"Did you mean {near[0]!r}?" if near else f"Known options: {', '.join(known)}."

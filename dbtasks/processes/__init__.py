@@ -1,0 +1,6 @@
+"""Runners as processes: signals, exit codes, supervision and reload.
+
+Owns everything between a command line and a Runner. Never runs a task.
+
+Read in this order: signals, link, run, child, supervisor, reload.
+"""

@@ -1,0 +1,157 @@
+"""One process of a supervisor, through all its lives.
+
+Owns how it is started, what it says, and how long to wait before it starts again. Never decides
+whether it does.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+from .link import ENVIRONMENT, as_line
+from .run import REPLACE
+from .signals import stop_signals
+
+# Seconds after which the death of a process counts as its first.
+HEALTHY = 60.0
+# The longest pause, in seconds, before a process that keeps dying is started again.
+LONGEST_PAUSE = 30.0
+
+
+class Backoff:
+    """The pauses before a process that died is started again: 0, 1, 2, 4 … 30 seconds."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def after(self, lived: float) -> float:
+        """Return the seconds to wait, now that it has died after so many seconds."""
+        pause = 0.0 if lived >= HEALTHY else self._next
+        self._next = min(LONGEST_PAUSE, max(1.0, pause * 2))
+        return pause
+
+
+def command_line() -> list[str]:
+    """Return the command line of this process, however it was started, to start it once more."""
+    return [sys.executable or sys.orig_argv[0], *sys.orig_argv[1:]]
+
+
+class Child:
+    """One of the processes through all its lives, as the supervisor sees it.
+
+    `name` is what people call it, `command` what starts it; one that `reloads` need not end for new
+    code to run, because it starts processes of its own.
+    """
+
+    def __init__(
+        self, number: int, name: str, command: list[str], *, reloads: bool = False
+    ) -> None:
+        self.number, self.name, self.command, self.reloads = number, name, command, reloads
+        self.backoff = Backoff()
+        # Whether it was ready in any of its lives.
+        self.was_ready = False
+        # When to start it, on the monotonic clock; None while it runs and when it has ended for
+        # good; infinity while it waits for something else.
+        self.start_at: float | None = 0.0
+        # The runner in it, or the last one that was; "" before the first, and where none ever is.
+        self.worker_id = ""
+        self.process: subprocess.Popen[bytes] | None = None
+        # Of this life: when it began, on the monotonic clock; whether the process was ready, has
+        # stopped well, and will say no more; why it could not start.
+        self.started_at = 0.0
+        self.is_ready = self.is_done = self.is_silent = False
+        self.why = ""
+        self._link: socket.socket | None = None
+        self._heard = b""
+
+    def __str__(self) -> str:
+        pid = f" (pid {self.process.pid})" if self.process else ""
+        return f"{self.name}{pid}"
+
+    def start(self) -> None:
+        """Start it; raise OSError if there is no room for another process."""
+        self.start_at, self.started_at = None, time.monotonic()
+        self.is_ready = self.is_done = self.is_silent = False
+        self.why, self._heard = "", b""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        self._link = ours
+        with theirs:
+            try:
+                self.process = _spawn(self.command, self.number, theirs.fileno())
+            except OSError:
+                self.hang_up()
+                raise
+
+    def kill(self) -> None:
+        """Kill the process."""
+        if self.process is not None:
+            self.process.kill()
+
+    def fileno(self) -> int:
+        """Return the descriptor of the link, for a selector; -1 without one."""
+        return -1 if self._link is None else self._link.fileno()
+
+    def hang_up(self) -> None:
+        """Close the link."""
+        if self._link is not None:
+            self._link.close()
+
+    def send(self, *words: Any) -> None:
+        """Send it a message, unless it has gone or does not listen."""
+        if self._link is not None:
+            with suppress(OSError):
+                self._link.send(as_line(words))
+
+    def receive(self) -> list[list[Any]]:
+        """Return its messages since the last call; it is silent once there will be no more."""
+        if self._link is None:
+            return []
+        try:
+            while data := self._link.recv(65536):
+                self._heard += data
+            self.is_silent = True
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.is_silent = True
+        *lines, self._heard = self._heard.split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+def replicas(count: int, command: list[str]) -> list[Child]:
+    """Return so many processes of one command."""
+    return [Child(number, f"Process #{number}", command) for number in range(1, count + 1)]
+
+
+def _spawn(command: list[str], number: int, link: int) -> subprocess.Popen[bytes]:
+    """Start that command with the descriptor of its socket; return the process."""
+    # Blocked until the runner can take them: a signal would end it while it starts.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals())
+    try:
+        return subprocess.Popen(
+            command,
+            env=os.environ | {ENVIRONMENT: f"{number} {link}"},
+            stdin=subprocess.DEVNULL,
+            pass_fds=[link],
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def exit_reason(child: Child, code: int) -> str:
+    """Return how the process has ended, as the rest of a sentence."""
+    if code < 0:
+        with suppress(ValueError):
+            return f"was killed by {signal.Signals(-code).name}"
+    if code == REPLACE:
+        return "asked to be replaced"
+    if child.why:
+        return f"could not start: {child.why.rstrip('.')}"
+    return "has stopped" if child.is_done else f"died with exit code {code}"

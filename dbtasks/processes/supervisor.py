@@ -1,0 +1,222 @@
+"""``taskrunner --processes N``: runners in processes of their own, started, watched and stopped.
+
+Owns the processes: when one starts, what it is told, and the exit code of all together. Never opens
+a connection or copies a loaded interpreter: each process starts anew from the command line, and
+another one is told when it ends, to rescue what it held.
+"""
+
+import math
+import os
+import selectors
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from ..console.terminal import humanize_seconds
+from ..exceptions import RunnerError
+from .child import Child, exit_reason
+from .run import REPLACE, TASK_FAILED, TASKS_RELEASED, leave
+from .signals import signal_pipe, stop_signals
+
+# Seconds beyond the grace that a runner may take to settle and to leave.
+MARGIN = 10.0
+
+
+def worst_exit_code(codes: Iterable[int]) -> int:
+    """Return the exit code that says most: 128 + n, then 5, then 3, then 0.
+
+    A process that did not end by itself has left tasks to be started again, which is 5.
+    """
+    known = (0, TASK_FAILED)
+    return max((c if c in known or c > 128 else TASKS_RELEASED for c in codes), default=0)
+
+
+class Supervisor:
+    """Keeps the processes `children` running until told to stop.
+
+    With `ends` a runner that stops by itself has done what was asked, and no other takes its
+    place. `grace` is what the runners get, in seconds. `say` is called with what people should
+    read, and with fields for programs. All of it happens in the main thread.
+    """
+
+    def __init__(
+        self,
+        children: list[Child],
+        *,
+        grace: float,
+        ends: bool,
+        say: Callable[..., None],
+    ) -> None:
+        self._children, self._grace, self._ends, self._say = children, grace, ends, say
+        self._alive: list[Child] = []
+        self._codes: list[int] = []
+        self._received: list[int] = []
+        # The last workers that have ended: all processes may die before one of them is told.
+        self._gone: deque[str] = deque(maxlen=2 * len(children))
+        # When those that still run are killed, on the monotonic clock; None before the first stop.
+        self._deadline: float | None = None
+        self._refusal = ""
+        self._selector = selectors.DefaultSelector()
+        # The end of the pipe of signals that is read; there is none before run().
+        self._pipe = -1
+
+    def run(self, banner: str) -> int:
+        """Say the banner, run the processes, and return the exit code once all have ended for good.
+
+        Raise RunnerError if one of them cannot start, when the others have stopped.
+        """
+        with self._selector, signal_pipe([signal.SIGCHLD, *stop_signals()]) as self._pipe:
+            self._selector.register(self._pipe, selectors.EVENT_READ, self._take)
+            self._say(
+                banner, event="supervisor.started", pid=os.getpid(), processes=len(self._children)
+            )
+            while self._alive or self._waiting():
+                self._start_due()
+                for key, _ in self._selector.select(self._until_next()):
+                    key.data()
+                self._reap()
+        if self._refusal:
+            raise RunnerError(self._refusal)
+        if len(self._received) > 1:
+            return 128 + self._received[1]
+        return worst_exit_code(self._codes)
+
+    def _waiting(self) -> list[Child]:
+        return [child for child in self._children if child.start_at is not None]
+
+    def _until_next(self) -> float | None:
+        """Return the seconds until there is something to do unasked; None for ever."""
+        moments = [child.start_at or 0.0 for child in self._waiting()]
+        if self._deadline is not None:
+            moments.append(self._deadline)
+        first = min(moments, default=math.inf)
+        return None if first == math.inf else max(0.0, first - time.monotonic())
+
+    # Starting
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for child in self._waiting():
+            if child.start_at is not None and child.start_at <= now:
+                self._start(child)
+
+    def _start(self, child: Child) -> None:
+        try:
+            child.start()
+        except OSError as error:
+            child.why = f"No process can be started: {error}."
+            self._replace(child, 1)
+            return
+        self._alive.append(child)
+        self._selector.register(child, selectors.EVENT_READ, partial(self._hear, child))
+
+    def _hear(self, child: Child) -> None:
+        for what, *words in child.receive():
+            if what == "ready":
+                child.worker_id, child.is_ready = words[0], True
+                child.was_ready = True
+                for worker_id in self._gone:
+                    child.send("gone", worker_id)
+            elif what == "failed":
+                child.why = words[0]
+            else:
+                child.is_done = True
+        if child.is_silent:
+            self._hang_up(child)
+
+    def _hang_up(self, child: Child) -> None:
+        self._selector.unregister(child)
+        child.hang_up()
+
+    # Ending
+
+    def _reap(self) -> None:
+        ended = [(c, c.process.poll()) for c in self._alive if c.process is not None]
+        # A stop that was sent before they ended has arrived by now: nobody takes their place.
+        self._take()
+        for child, code in ended:
+            if code is not None:
+                self._alive.remove(child)
+                self._ended(child, code)
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self._deadline = None
+            for child in self._late():
+                self._say(
+                    f"{child} has not stopped in time, and is killed.", event="process.killed"
+                )
+                child.kill()
+
+    def _late(self) -> list[Child]:
+        """Return those that should have ended by now."""
+        return self._alive
+
+    def _ended(self, child: Child, code: int) -> None:
+        if not child.is_silent:
+            self._hear(child)
+        if not child.is_silent:  # a process that some task has forked has the other end as well
+            self._hang_up(child)
+        if child.is_ready and child.worker_id:
+            self._gone.append(child.worker_id)
+            for other in self._alive:
+                if other.is_ready:
+                    other.send("gone", child.worker_id)
+        if not (self._is_stopping or (self._ends and child.is_done and code != REPLACE)):
+            self._replace(child, code)
+        elif child.is_ready:
+            self._codes.append(code if child.is_done else TASKS_RELEASED)
+
+    def _replace(self, child: Child, code: int) -> None:
+        """Start another in its place, soon or later; stop all if none could ever start there."""
+        ended = exit_reason(child, code)
+        if not child.was_ready and code >= 0:
+            self._refusal = child.why or f"{child} {ended} before it was ready; all have stopped."
+            self._stop(1, signal.SIGTERM)
+            return
+        pause = 0.0
+        if code != REPLACE or not child.is_ready:
+            pause = child.backoff.after(time.monotonic() - child.started_at)
+        child.start_at = time.monotonic() + pause
+        when = f"in {humanize_seconds(pause)}" if pause else "now"
+        self._say(
+            f"{child} {ended}; another starts {when}.",
+            event="process.ended",
+            process=child.number,
+            pid=child.process.pid if child.process else None,
+            exit_code=code,
+            pause_s=pause,
+        )
+
+    # Stopping
+
+    @property
+    def _is_stopping(self) -> bool:
+        return bool(self._received or self._refusal)
+
+    def _take(self) -> None:
+        try:
+            numbers = os.read(self._pipe, 512)
+        except BlockingIOError:
+            return
+        # Any other has only woken this process, as the end of a child does.
+        for number in [n for n in numbers if n in stop_signals()]:
+            self._obey(signal.Signals(number))
+
+    def _obey(self, number: signal.Signals) -> None:
+        self._received.append(number)
+        level = len(self._received)
+        if level > 2:
+            for child in self._alive:
+                child.kill()
+            leave(128 + number)
+        what = "stopping all processes" if level == 1 else "all processes leave now"
+        self._say(f"{number.name}: {what}.", event="supervisor.stopping", signal=number.name)
+        self._stop(level, number)
+
+    def _stop(self, level: int, number: int) -> None:
+        self._deadline = time.monotonic() + MARGIN + (self._grace if level == 1 else 0.0)
+        for child in self._children:
+            child.start_at = None
+        for child in self._alive:
+            child.send("stop", level, number)

@@ -1,0 +1,49 @@
+"""The purge of expired rows, in a thread and with a connection of its own.
+
+Owns when it runs: beside the running work, never in its way. Never claims or runs tasks.
+"""
+
+import logging
+import random
+
+from django.db import connections
+
+from .. import store
+from ..db.service import Pauses, RoundService
+from ..db.timeouts import bounded_connect, call_timeout
+
+logger = logging.getLogger("dbtasks.runner")
+
+# Seconds between two looks for expired rows.
+PURGE_INTERVAL = 60.0
+# Seconds between two batches of one purge. A long purge leaves the database to others meanwhile.
+PURGE_PAUSE = 0.05
+
+
+class Purger(RoundService):
+    """Purges expired rows every minute, in batches of at most 500."""
+
+    def __init__(self, db: str, backend: str) -> None:
+        super().__init__("purger", Pauses(PURGE_INTERVAL, PURGE_INTERVAL))
+        self._db, self._backend = db, backend
+
+    def first_wait(self) -> float:
+        # Runners that started together do not purge together.
+        return random.uniform(0, PURGE_INTERVAL / 10)
+
+    def round(self) -> float:
+        total = 0
+        while not self._stopping.wait(PURGE_PAUSE) and (count := self._purge()):
+            total += count
+        if total:
+            logger.info("Purged %d expired rows of %r", total, self._backend)
+        # An idle connection would only take the place of another.
+        connections.close_all()
+        return PURGE_INTERVAL * random.uniform(0.75, 1.25)
+
+    def failed(self, error: Exception) -> None:
+        logger.error("The purge failed", exc_info=error)
+
+    def _purge(self) -> int:
+        with bounded_connect(self._db), call_timeout(connections[self._db]):
+            return store.purge(self._db, self._backend)

@@ -1,0 +1,128 @@
+"""What a runner does in each round.
+
+Owns the decision what comes next: a poll, a claim, a requeue, the end. Never waits, never starts
+or stops a thread.
+"""
+
+import math
+import threading
+import time
+
+from django.db import reset_queries
+
+from .. import store
+from ..execution import outcomes
+from ..execution.attempt import Attempt
+from ..liveness.heartbeat import Heartbeat
+from ..options.runner import RunnerOptions
+from .fetcher import Fetcher
+from .outcome_writer import OutcomeWriter
+from .pool import Pool
+from .prefetch import PREFETCH_SECONDS
+
+# Outcomes that may wait for the database before claiming pauses: more would only be more to lose.
+MAX_BACKLOG = 1000
+# Seconds between two looks, while tasks run, whether one of them was cancelled.
+CANCEL_INTERVAL = 1.0
+
+
+class Rounds:
+    """The rounds of one runner, in its own thread."""
+
+    def __init__(
+        self,
+        db: str,
+        options: RunnerOptions,
+        stopping: threading.Event,
+        *,
+        fetcher: Fetcher,
+        heartbeat: Heartbeat,
+        pool: Pool,
+        writer: OutcomeWriter,
+    ) -> None:
+        self._db, self._options, self._stopping = db, options, stopping
+        self._fetcher, self._heartbeat, self._pool = fetcher, heartbeat, pool
+        self._writer = writer
+        # Whether nothing is claimed because too many outcomes wait.
+        self._is_full = False
+        # When to ask next whether something was cancelled, on the monotonic clock.
+        self._cancel_poll_at = 0.0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether this process holds no row. Any thread may ask."""
+        return self._pool.idle and not self._writer.backlog
+
+    @property
+    def waits_for_writer(self) -> bool:
+        """Whether a round may wait until fewer outcomes are unwritten. Any thread may ask."""
+        options = self._options
+        is_ending = self._stopping.is_set() or options.drain or options.max_tasks is not None
+        return is_ending or self._is_full or self._fetcher.quarantine.due
+
+    def round(self) -> float:
+        """Do what there is to do; return the seconds to sleep, unless woken."""
+        # With DEBUG a connection would remember thousands of statements.
+        reset_queries()
+        fetcher, quarantine = self._fetcher, self._fetcher.quarantine
+        fetcher.poll_if_due()
+        until_cancel_poll = self._pass_on_cancels()
+        room = self._room()
+        if room and quarantine.has_turn(self.is_empty):
+            fetcher.claim_quarantined()
+            return 0
+        is_closed = quarantine.is_closed()
+        if room and fetcher.may_be_due and not is_closed:
+            if fetcher.claim(room):
+                return 0
+        elif late := self._withdraw():
+            self.requeue(late)
+            fetcher.wake()
+        if self._is_over():
+            self._stopping.set()
+            return 0
+        wait = min(until_cancel_poll, fetcher.until_poll())
+        is_watching = is_closed or self._pool.waiting
+        return min(wait, PREFETCH_SECONDS / 2) if is_watching else wait
+
+    def _pass_on_cancels(self) -> float:
+        """Ask cancelled tasks to end; return the seconds until the next look, if anything runs."""
+        if self._pool.idle:
+            return math.inf
+        now = time.monotonic()
+        if now >= self._cancel_poll_at:
+            self._cancel_poll_at = now + CANCEL_INTERVAL
+            self._pool.cancel(store.cancel_requests(self._db, self._pool.context.worker_id))
+        return self._cancel_poll_at - now
+
+    def _room(self) -> int:
+        """Return how many rows may be claimed now."""
+        # Before the look: a batch that is settled during it must wake the loop.
+        self._is_full = True
+        self._is_full = self._writer.backlog > MAX_BACKLOG
+        if self._is_full or not self._heartbeat.is_trusted:
+            return 0
+        room, most = self._pool.room(), self._options.max_tasks
+        return room if most is None else min(room, most - self._fetcher.claimed)
+
+    def _withdraw(self) -> list[Attempt]:
+        """Take back claimed rows that this runner should not start, or not soon."""
+        is_trusted = self._heartbeat.is_trusted
+        return self._pool.overdue() if is_trusted else self._pool.withdraw()
+
+    def requeue(self, attempts: list[Attempt]) -> None:
+        """Let others start what this runner has not. The writer settles it, however long."""
+        for attempt in attempts:
+            self._writer.put(attempt, outcomes.not_started(self._db, attempt.claim))
+        self._pool.let_go(attempts)
+        self._fetcher.claimed -= len(attempts)
+
+    def _is_over(self) -> bool:
+        if not self.is_empty:
+            return False
+        most = self._options.max_tasks
+        if most is not None and self._fetcher.claimed >= most:
+            return True
+        # What a lost worker held is due as soon as the heartbeat has looked.
+        is_drained = not self._fetcher.is_hopeful and self._heartbeat.has_looked
+        return self._options.drain and is_drained

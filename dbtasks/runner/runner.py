@@ -1,0 +1,166 @@
+"""``Runner``, as programs use it.
+
+Owns its arguments, starting and stopping it, and waiting for it. Never claims or runs anything
+itself: each call of run() makes a Run, which does.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from django.tasks import TaskResult
+
+from ..events import Events
+from ..liveness.identity import make_worker_id
+from ..options.runner import RunnerOptions
+from .run import Run
+
+
+class Runner:
+    """Claims due rows of one backend and runs them in `workers` threads.
+
+    `queues` limits it to those queues. `loop_delay` is the longest idle wait between two polls of
+    the database, in seconds. Without `init_periodic` it fires no schedules. `grace` is how many
+    seconds running tasks may take after stop(). With `drain` it stops when nothing is due or
+    running, with `max_tasks` after so many tasks. It also stops, `exhausted`, when too many threads
+    hang in abandoned tasks.
+
+    `ready` is set once run() is about to claim, `finished` when run() has ended. `events` tells
+    what it does as it happens.
+    """
+
+    def __init__(
+        self,
+        workers: int = 4,
+        worker_id: str | None = None,
+        backend: str = "default",
+        loop_delay: float = 1.0,
+        init_periodic: bool = True,
+        queues: Iterable[str] | None = None,
+        *,
+        grace: float = 30.0,
+        drain: bool = False,
+        max_tasks: int | None = None,
+    ) -> None:
+        self.options = RunnerOptions(
+            workers,
+            worker_id,
+            backend,
+            loop_delay,
+            init_periodic,
+            queues if queues is None or isinstance(queues, str) else tuple(queues),
+            grace,
+            drain,
+            max_tasks,
+        )
+        self.events = Events()
+        self.ready, self.finished = threading.Event(), threading.Event()
+        self._stopping, self._aborting = threading.Event(), threading.Event()
+        self._settled = threading.Condition()
+        # The life that goes on, or the last one.
+        self._run: Run | None = None
+        self._first_worker_id = make_worker_id(worker_id)
+
+    @property
+    def worker_id(self) -> str:
+        """Its name among workers, unique to each call of run()."""
+        return self._first_worker_id if self._run is None else self._run.worker_id
+
+    @property
+    def running(self) -> int:
+        """How many attempts have started and not ended."""
+        return 0 if self._run is None else self._run.running
+
+    @property
+    def done(self) -> int:
+        """How many attempts have succeeded or failed for good since run() began."""
+        return 0 if self._run is None else self._run.done
+
+    @property
+    def failed(self) -> int:
+        """How many of these have failed."""
+        return 0 if self._run is None else self._run.failed
+
+    @property
+    def released(self) -> int:
+        """How many running attempts were released at the end of the grace, to start again."""
+        return 0 if self._run is None else self._run.released
+
+    @property
+    def abandoned_threads(self) -> int:
+        """How many abandoned threads and coroutines have not come back."""
+        return 0 if self._run is None else self._run.abandoned_threads
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it has stopped because too many threads hang in abandoned tasks."""
+        return self._run is not None and self._run.exhausted
+
+    def run(self) -> None:
+        """Run tasks until stop(), in this thread. May be called again once it has ended.
+
+        Raise ImproperlyConfigured or RunnerError if it cannot start.
+        """
+        self.finished.clear()
+        self._run = None
+        try:
+            self._run = Run(
+                self.options, self.events, self._stopping, self._aborting, self._settled
+            )
+            self._run.live(self.ready)
+        finally:
+            self._stopping.clear()
+            self._aborting.clear()
+            self.ready.clear()
+            self.finished.set()
+
+    def stop(self) -> None:
+        """Ask run() to claim no more, finish running tasks within `grace`, and return.
+
+        A second call waits for nothing: running tasks are released, to start again. A call before
+        run() makes that return at once. May be called from any thread.
+        """
+        if self._stopping.is_set():
+            self._aborting.set()
+        self._stopping.set()
+        if self._run is not None:
+            self._run.notice_stop()
+
+    def declare_lost(self, worker_id: str) -> None:
+        """Rescue at once what that worker held: its process has ended. May come from any thread.
+
+        Without a running run() nothing happens: the next one looks for lost workers itself.
+        """
+        if self._run is not None:
+            self._run.declare_lost(worker_id)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until nothing is due, running or unsettled; return False after `timeout` seconds.
+
+        The runner must be running, in another thread.
+        """
+        return self._wait(lambda: self._run is not None and self._run.is_idle(), timeout)
+
+    def wait_for(self, result: TaskResult, timeout: float | None = None) -> TaskResult:
+        """Block until that task has finished, wherever it runs; return its result, refreshed.
+
+        Raise TimeoutError if it has not finished after `timeout` seconds.
+        """
+
+        def has_finished() -> bool:
+            result.refresh()
+            return result.is_finished
+
+        if not self._wait(has_finished, timeout):
+            raise TimeoutError(f"Task {result.id} is {result.status} after {timeout} seconds.")
+        return result
+
+    def _wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._settled:
+            while not condition():
+                left = 0.05 if deadline is None else deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._settled.wait(min(left, 0.05))
+        return True

@@ -1,0 +1,68 @@
+"""Moments and wall clocks.
+
+Owns time zones and their changes of offset. Never knows a schedule.
+"""
+
+from datetime import UTC, datetime, timedelta, tzinfo
+from zoneinfo import ZoneInfo
+
+from ..exceptions import ScheduleError
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MINUTE, MICROSECOND = timedelta(minutes=1), timedelta(microseconds=1)
+# No two offsets of one zone were ever further apart, and none changed twice within a quarter of it.
+WIDEST_CHANGE = timedelta(hours=26)
+
+
+def zone(value: str | tzinfo) -> tzinfo:
+    """Return the time zone; raise ScheduleError if there is no zone of that name."""
+    if value is UTC or isinstance(value, ZoneInfo):
+        return value
+    try:
+        if not isinstance(value, str):
+            raise ValueError
+        return ZoneInfo(value)
+    except (KeyError, ValueError, OSError):
+        raise ScheduleError(
+            f"{value!r} is not a valid time zone. Use a name such as 'UTC' or 'Europe/Berlin'."
+        ) from None
+
+
+def _utc(moment: datetime) -> datetime:
+    """Return the moment in UTC; a naive wall clock as if it were there."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _wall(moment: datetime, place: tzinfo) -> datetime:
+    """Return what the clocks of the place show at that moment."""
+    return moment.astimezone(place).replace(tzinfo=None, fold=0)
+
+
+def _offset(moment: datetime, place: tzinfo) -> timedelta:
+    return moment.astimezone(place).utcoffset() or timedelta()
+
+
+def _moment_of(wall: datetime, place: tzinfo) -> datetime:
+    """Return, in UTC, when clocks first show that; if they skip it, when they do so."""
+    here = wall.replace(tzinfo=place)
+    before, after = (here.replace(fold=n).utcoffset() or timedelta() for n in (0, 1))
+    if before >= after:
+        return here.astimezone(UTC)
+    utc = wall.replace(tzinfo=UTC)
+    return _change(utc - after, utc - before, place) or utc - before
+
+
+def _change(start: datetime, end: datetime, place: tzinfo) -> datetime | None:
+    """Return when, after the start and up to the end, the place's offset first changes."""
+    offset, step = _offset(start, place), WIDEST_CHANGE / 4
+    while _offset(near := min(start + step, end), place) == offset:
+        if near == end:
+            return None
+        start = near
+    while near - start > timedelta(seconds=1):
+        middle = start + (near - start) // 2
+        if _offset(middle, place) == offset:
+            start = middle
+        else:
+            near = middle
+    return near.replace(microsecond=0)

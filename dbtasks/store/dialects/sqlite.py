@@ -1,0 +1,103 @@
+"""The store's SQL where SQLite differs.
+
+Owns its single-statement claim and its clock, which is this machine's. Never decides which rows
+may change: every guard is handed in by a transition, or is the fence.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from django.db import transaction
+from django.utils import timezone
+
+from ...models import TABLE
+from ...schedule.zones import EPOCH, MICROSECOND
+from ..rows import SETTLE, Change, Claim, NewTask, Outcome, Place, hold_of, settling
+
+# The entry of a row that was claimed is gone from the index at once.
+LEAVES_DEAD_INDEX_ENTRIES = False
+# Begin and end of an INSERT that does nothing where a unique index has such a row.
+INSERT_NEW = ("INSERT INTO", "ON CONFLICT DO NOTHING")
+
+
+def now(connection: Any) -> str:
+    """Return SQL for the clock: a literal, for SQLite's own has only milliseconds."""
+    return f"'{connection.ops.adapt_datetimefield_value(timezone.now())}'"
+
+
+def microseconds(connection: Any) -> str:
+    """Return SQL for the same clock in microseconds since 1970."""
+    return str((datetime.now(UTC) - EPOCH) // MICROSECOND)
+
+
+def is_transient(error: Exception) -> bool:
+    """Tell whether the same unit of work may succeed when run again."""
+    return "locked" in str(error)
+
+
+def insert(connection: Any, rows: Sequence[NewTask], hint: Any) -> bool:
+    """Insert the rows; those with a run_after to come are held. No hint is sent."""
+    names = ", ".join(NewTask._fields)
+    marks = ", ".join(["%s"] * len(NewTask._fields))
+    hold = hold_of("%s", "0", now(connection))
+    with transaction.atomic(connection.alias, savepoint=False), connection.cursor() as cursor:
+        cursor.executemany(
+            f"INSERT INTO {TABLE} ({names}, status, hold) VALUES ({marks}, 'READY', {hold})",
+            [(*row, row.run_after) for row in rows],
+        )
+    return False
+
+
+def claim(connection: Any, change: Change) -> list[Any]:
+    """Make the change and return the rows, as they are then, in no order."""
+    with connection.cursor() as cursor:
+        cursor.execute(*_statement(change, f"RETURNING {', '.join(_CLAIM)}"))
+        return list(cursor.fetchall())
+
+
+def change(connection: Any, change: Change) -> list[Place]:
+    """Make the change; return the places of the changed rows, in no order."""
+    with connection.cursor() as cursor:
+        cursor.execute(*_statement(change, "RETURNING queue_name, priority, id"))
+        return [Place(*row) for row in cursor.fetchall()]
+
+
+def read(connection: Any, sql: str, params: Sequence[Any]) -> list[Any]:
+    """Return the rows of a SELECT that must stay on its indexes."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        return list(cursor.fetchall())
+
+
+def _statement(change: Change, returning: str) -> tuple[str, list[Any]]:
+    # One statement is one write transaction from its start: nobody comes in between, and nothing
+    # is read under a lock that has yet to be upgraded.
+    heads = [
+        f"SELECT * FROM (SELECT id, {change.column} FROM {TABLE} WHERE {pick.where} "
+        f"ORDER BY {change.order} LIMIT {change.limit:d})"
+        for pick in change.picks
+    ]
+    chosen = f"SELECT id FROM ({' UNION ALL '.join(heads)})"
+    if len(heads) > 1:
+        chosen += f" ORDER BY {change.order} LIMIT {change.limit:d}"
+    params = [value for pick in change.picks for value in pick.params]
+    return f"{change.verb} WHERE id IN ({chosen}) {returning}", [*change.params, *params]
+
+
+def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
+    """Write the outcomes whose claim still stands, in one transaction; return their ids."""
+    sql = SETTLE.format(table=TABLE, hold=hold_of("%s", "%s", now(connection)))
+    with transaction.atomic(connection.alias), connection.cursor() as cursor:
+        cursor.executemany(sql, [settling(outcome) for outcome in outcomes])
+        if cursor.rowcount == len(outcomes):
+            return {outcome.id for outcome in outcomes}
+        marks = ", ".join(["(%s, %s, %s)"] * len(outcomes))
+        cursor.execute(
+            f"SELECT id FROM {TABLE} WHERE (id, fence, status) IN (VALUES {marks})",
+            [value for outcome in outcomes for value in outcome[:3]],
+        )
+        return {id for (id,) in cursor.fetchall()}
+
+
+_CLAIM = [{"claimed_at": "last_attempted_at"}.get(name, name) for name in Claim._fields[:-1]]

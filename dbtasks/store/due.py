@@ -1,0 +1,82 @@
+"""Where the rows are that may be claimed, now or soon.
+
+Owns the conditions that find due and held rows on their indexes, the peek that reads them, and the
+promotion of scheduled rows. Never claims a row.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from django.db import connections
+
+from ..base.result import READY
+from ..models import TABLE, Hold
+from .rows import Change, Pick, Place, hold_of
+from .unit import BATCH, dialect, to_datetime, unit_of_work
+
+DUE = f"status = '{READY}' AND hold = ''"
+# The middle condition is always true. SQLite uses the partial index only if the query repeats it.
+_HELD = f"status = '{READY}' AND NOT (hold = '') AND hold = '{{}}' AND backend = %s"
+_SCHEDULED = _HELD.format(Hold.SCHEDULED.value)
+_QUARANTINED = _HELD.format(Hold.QUARANTINED.value)
+
+
+def due_rows(backend: str, queues: Iterable[str] | None) -> tuple[Pick, ...]:
+    """Return where due rows are: one index range for all queues, or one for each named queue."""
+    # The last condition is always true. It names the index that the planner must take: see the
+    # model.
+    if queues is None:
+        where = f"{DUE} AND backend = %s AND attempt >= 0"
+        return (Pick(where, (backend,), "dbtasks_due"),)
+    where = f"{DUE} AND backend = %s AND queue_name = %s AND fence >= 0"
+    return tuple(Pick(where, (backend, queue), "dbtasks_due_in_queue") for queue in queues)
+
+
+def quarantined_rows(backend: str, queues: Iterable[str] | None) -> Pick:
+    """Return where quarantined rows are. They are few, so a queue needs no index of its own."""
+    names = () if queues is None else tuple(queues)
+    served = f" AND queue_name IN ({', '.join(['%s'] * len(names))})" if names else ""
+    return Pick(_QUARANTINED + served, (backend, *names), "dbtasks_held")
+
+
+class QueuePeek(NamedTuple):
+    """What a peek at the queue shows."""
+
+    # Whether there is a row to claim.
+    due: bool
+    # Whether there is a quarantined row to claim.
+    quarantined: bool
+    # Seconds until the next scheduled row is due, at most 0 if it is; None if there is none.
+    next_due: float | None
+
+
+def peek(db: str, backend: str, queues: Iterable[str] | None = None) -> QueuePeek:
+    """Read the head of the queue in one statement, with three index probes and no lock."""
+    connection = connections[db]
+    sql, picks = dialect(connection), due_rows(backend, queues)
+    alone = quarantined_rows(backend, queues)
+    head = f"(SELECT 1 FROM {TABLE} WHERE {{}} ORDER BY priority DESC, id LIMIT 1)"
+    due = ", ".join(head.format(pick.where) for pick in picks)
+    quarantined = f"(SELECT 1 FROM {TABLE} WHERE {alone.where} LIMIT 1)"
+    [(is_due, is_quarantined, first, now)] = sql.read(
+        connection,
+        f"SELECT COALESCE({due}, 0), COALESCE({quarantined}, 0), MIN(run_after), "
+        f"{sql.now(connection)} FROM {TABLE} WHERE {_SCHEDULED}",
+        [*(value for pick in (*picks, alone) for value in pick.params), backend],
+    )
+    first, now = to_datetime(db, first), to_datetime(db, now)
+    next_due = (first - now).total_seconds() if first and now else None
+    return QueuePeek(bool(is_due), bool(is_quarantined), next_due)
+
+
+def promote(db: str, backend: str) -> list[Place]:
+    """Lift the hold of up to 500 rows whose run_after has come; return their places."""
+
+    def work(connection: Any, sql: Any) -> list[Place]:
+        now = sql.now(connection)
+        pick = Pick(f"{_SCHEDULED} AND run_after <= {now}", (backend,), "dbtasks_held")
+        verb = f"UPDATE {TABLE} SET hold = {hold_of('run_after', 'lost', now)}"
+        places: list[Place] = sql.change(connection, Change(verb, (), (pick,), "run_after", BATCH))
+        return places
+
+    return unit_of_work(db, work)

@@ -1,0 +1,108 @@
+"""Manual operations: retry, run now, cancel and delete.
+
+Owns their transitions. Never wakes a runner or tells a user: `dbtasks.operations` does.
+"""
+
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import connections, transaction
+from django.db.models.expressions import RawSQL
+
+from ..base.result import FAILED, READY, RUNNING, error_entry, with_error
+from ..exceptions import TaskCancelled
+from ..models import TABLE, Hold, ScheduledTask, ScheduledTaskQuerySet
+from .rows import hold_of
+from .unit import dialect, now, pk_text, unit_of_work
+
+
+def retry(db: str, ids: Iterable[UUID]) -> int:
+    """Make the FAILED ones of the rows due again; return how many there were.
+
+    Errors and starts are kept. The counts that limit attempts start from 0. The fence stays.
+    """
+    rows = _rows_by_id(db, ids).filter(status=FAILED)
+    fresh = {"failures": 0, "lost": 0, "cancel_requested": False}
+    never = {"run_after": None, "finished_at": None, "delete_after": None}
+    return unit_of_work(
+        db, lambda *_: rows.update(status=READY, hold=_hold(db, "0"), **fresh, **never)
+    )
+
+
+def run_now(db: str, ids: Iterable[UUID]) -> int:
+    """Make the scheduled ones of the rows due; return how many there were."""
+    rows = _rows_by_id(db, ids).filter(status=READY, hold=Hold.SCHEDULED)
+    return unit_of_work(db, lambda *_: rows.update(hold=_hold(db, "lost"), run_after=None))
+
+
+def _hold(db: str, lost: str) -> RawSQL:
+    """Return the hold of a row without run_after that becomes READY."""
+    connection = connections[db]
+    return RawSQL(hold_of("NULL", lost, dialect(connection).now(connection)), ())
+
+
+def cancel(
+    db: str, ids: Iterable[UUID], retain: Callable[[ScheduledTask], timedelta | None]
+) -> int:
+    """Finish the READY ones of the rows as FAILED; return how many there were.
+
+    TaskCancelled is added to their errors. `retain` returns how long a row stays.
+    """
+    ids, at = list(ids), now(db)
+
+    def work(*_: Any) -> int:
+        with transaction.atomic(db):
+            rows = _rows_by_id(db, ids).filter(status=READY)
+            return sum(_cancel(db, row, at, retain(row)) for row in rows)
+
+    return unit_of_work(db, work)
+
+
+def _cancel(db: str, row: ScheduledTask, at: datetime, stay: timedelta | None) -> int:
+    untouched = _rows_by_id(db, [row.pk]).filter(status=READY, fence=row.fence)
+    return untouched.update(
+        status=FAILED,
+        hold=Hold.NONE,
+        finished_at=at,
+        delete_after=stay and at + stay,
+        errors=with_error(row.errors, error_entry(TaskCancelled())),
+    )
+
+
+def request_cancel(db: str, ids: Iterable[UUID]) -> int:
+    """Ask the RUNNING ones of the rows to end; return how many there were.
+
+    A row that was asked before counts as well. Its runner sees it by cancel_requests().
+    """
+    rows = _rows_by_id(db, ids).filter(status=RUNNING)
+    return unit_of_work(db, lambda *_: rows.update(cancel_requested=True))
+
+
+def cancel_requests(db: str, worker_id: str) -> list[tuple[Any, int]]:
+    """Return id and fence, as claims hold them, of the worker's running rows that must end."""
+    connection = connections[db]
+    rows = dialect(connection).read(
+        connection,
+        f"SELECT id, fence FROM {TABLE} WHERE status = '{RUNNING}' AND worker_id = %s "
+        "AND cancel_requested",
+        [worker_id],
+    )
+    return [(pk_text(db, id), fence) for id, fence in rows]
+
+
+def delete(db: str, ids: Iterable[UUID], *, expired: bool = False) -> int:
+    """Delete the finished ones of the rows; return how many there were.
+
+    With `expired`, delete only those whose retention is over.
+    """
+    rows = _rows_by_id(db, ids).finished()
+    if expired:
+        rows = rows.filter(delete_after__lte=now(db))
+    # Django's answer to "none of no rows" is None.
+    return unit_of_work(db, lambda *_: int(rows._raw_delete(db) or 0))
+
+
+def _rows_by_id(db: str, ids: Iterable[UUID]) -> ScheduledTaskQuerySet:
+    return ScheduledTask.objects.using(db).filter(id__in=list(ids))

@@ -1,0 +1,113 @@
+"""What all transitions share: the dialect, a unit of work, the database's clock, batches.
+
+Owns when a transition runs again: when the database asks for it, and only outside of a
+transaction of the caller. Never changes a row itself.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError, connections
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+
+from ..models import ScheduledTask
+from .dialects import mysql, postgresql, sqlite
+from .rows import NewTask, Outcome
+
+# Vendors, as Django names them, that can hold the queue.
+SUPPORTED = ("postgresql", "mysql", "sqlite")
+DIALECTS = {"postgresql": postgresql, "mysql": mysql, "sqlite": sqlite}
+# Rows one statement may touch: long enough to be cheap a row, short enough to hold no lock long.
+BATCH = 500
+# Text one settling statement may carry; MySQL's max_allowed_packet is 16 MiB by default.
+BATCH_CHARS = 4_000_000
+# How often a unit of work is run again when the database rolls it back to break a deadlock.
+TRIES = 20
+
+
+def dialect(connection: Any) -> Any:
+    """Return the module with the SQL of the connection's database.
+
+    Raise ImproperlyConfigured if dbtasks cannot keep its queue there.
+    """
+    try:
+        return DIALECTS[connection.vendor]
+    except KeyError:
+        raise ImproperlyConfigured(
+            f"dbtasks keeps its queue in PostgreSQL, MySQL, MariaDB or SQLite, not in "
+            f"{connection.display_name}. Set OPTIONS['database'] to the alias of one of them."
+        ) from None
+
+
+def unit_of_work[T](db: str, work: Callable[[Any, Any], T]) -> T:
+    """Return what the work returns; run it again if the database rolled it back.
+
+    Inside a transaction of the caller it runs once, because the database has rolled all of that
+    back.
+    """
+    connection = connections[db]
+    sql = dialect(connection)
+    for tried in range(TRIES):
+        try:
+            return work(connection, sql)
+        except OperationalError as error:
+            if connection.in_atomic_block or not sql.is_transient(error) or tried == TRIES - 1:
+                raise
+            # Up to 5 ms, then longer. The other transaction needs about that long to commit.
+            time.sleep(random.random() * 0.005 * 2 ** min(tried, 6))
+    raise AssertionError("unreachable")
+
+
+def adapted[T: (NewTask, Outcome)](connection: Any, rows: Sequence[T]) -> Sequence[T]:
+    """Return the rows with their datetimes as the driver takes them."""
+    if connection.vendor == "postgresql":
+        return rows
+    adapt = connection.ops.adapt_datetimefield_value
+    names = [name for name in rows[0]._fields if name.endswith(("_at", "_after"))] if rows else []
+    return [row._replace(**{name: adapt(getattr(row, name)) for name in names}) for row in rows]
+
+
+def batches[T](rows: Sequence[T], chars: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield the rows in batches that one statement can carry, by their number and characters."""
+    batch: list[T] = []
+    size = 0
+    for row in rows:
+        length = chars(row)
+        if batch and (len(batch) == BATCH or size + length > BATCH_CHARS):
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += length
+    if batch:
+        yield batch
+
+
+def now(db: str) -> datetime:
+    """Return the database's time."""
+    connection = connections[db]
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {dialect(connection).now(connection)}")
+        at: Any = to_datetime(db, cursor.fetchone()[0])
+    return at  # type: ignore[no-any-return]
+
+
+def to_datetime(db: str, value: Any) -> datetime | None:
+    """Return a driver's datetime as the ORM would."""
+    at = parse_datetime(value) if isinstance(value, str) else value
+    if at is None or settings.USE_TZ is timezone.is_aware(at):
+        return at
+    if settings.USE_TZ:
+        return at.replace(tzinfo=connections[db].timezone)
+    return timezone.make_naive(at, timezone.get_default_timezone())
+
+
+def pk_text(db: str, id: UUID) -> Any:
+    """Return the id as that database's text of it, which is what claims hold."""
+    return str(ScheduledTask._meta.pk.get_db_prep_value(id, connections[db]))

@@ -1,0 +1,150 @@
+"""Running tasks in the test's own thread.
+
+Owns run_tasks() and immediate(). Never starts a thread.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
+
+from django.conf import settings
+from django.db.models import Min
+from django.tasks import TaskResultStatus, task_backends
+from django.test.utils import TestContextDecorator, override_settings
+from django.utils import timezone
+
+from .. import store
+from ..backend import DatabaseBackend
+from ..base.result import READY
+from ..exceptions import RunnerError
+from ..inline import Inline
+from ..models import Hold, ScheduledTask, ScheduledTaskQuerySet
+from ..store import Claim
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How many tasks run_tasks() has run, and how they ended."""
+
+    successful: int = 0
+    failed: int = 0
+
+    @property
+    def total(self) -> int:
+        """How many there were."""
+        return self.successful + self.failed
+
+
+def run_tasks(
+    *,
+    queue: str | None = None,
+    until: datetime | timedelta | None = None,
+    limit: int = 1000,
+    recursive: bool = True,
+    reraise: bool = True,
+    backend: str = "default",
+) -> Ran:
+    """Run what is due in this thread and on its connections, in claim order; return the counts.
+
+    `until`, an aware datetime or a timedelta from now, also runs what is scheduled up to then:
+    after all that is due, in the order of run_after. `recursive` also runs what the tasks
+    enqueue. `limit` ends it after so many tasks. With `reraise` the first exception of a task is
+    raised, the very object, once its row is settled; without, FAILED results tell. Works inside
+    the transaction of a TestCase, where the on_commit callbacks of each task run at its end.
+    """
+    inline = Inline(backend)
+    claims = (_all if recursive else _those_there)(inline, queue, _moment("until", until))
+    successful = failed = 0
+    for claim in islice(claims, limit):
+        attempt, outcome = inline.run(claim)
+        if reraise and attempt.error is not None:
+            raise attempt.error
+        ended_well = outcome.status == TaskResultStatus.SUCCESSFUL
+        successful, failed = successful + ended_well, failed + (not ended_well)
+    return Ran(successful, failed)
+
+
+def _all(inline: Inline, queue: str | None, until: datetime | None) -> Iterator[Claim]:
+    """Claim one row after the other, also those that come meanwhile."""
+    while True:
+        if claim := inline.claim(queue):
+            yield claim
+        elif not _bring_forward(inline, queue, until):
+            return
+
+
+def _bring_forward(inline: Inline, queue: str | None, until: datetime | None) -> bool:
+    """Make due the rows that are scheduled next, if that is not after `until`."""
+    rows = _scheduled(inline, queue, until)
+    first = rows.aggregate(first=Min("run_after"))["first"]
+    return bool(store.run_now(inline.db, rows.filter(run_after=first).values_list("pk", flat=True)))
+
+
+def _those_there(inline: Inline, queue: str | None, until: datetime | None) -> Iterator[Claim]:
+    """Claim the rows that are there now, none that come later."""
+    due = _rows(inline.backend, queue).due().order_by("-priority", "id")
+    scheduled = _scheduled(inline, queue, until or timezone.now())
+    ids = [row.pk for rows in (due, scheduled.order_by("run_after", "id")) for row in rows]
+    for id in ids:
+        store.run_now(inline.db, [id])
+        if claim := inline.claim_one(id):
+            yield claim
+
+
+def _scheduled(inline: Inline, queue: str | None, until: datetime | None) -> ScheduledTaskQuerySet:
+    rows = _rows(inline.backend, queue).filter(status=READY, hold=Hold.SCHEDULED)
+    return rows.none() if until is None else rows.filter(run_after__lte=until)
+
+
+def _rows(backend: DatabaseBackend, queue: str | None = None) -> ScheduledTaskQuerySet:
+    rows = ScheduledTask.objects.using(backend.database).filter(backend=backend.alias)
+    return (rows if queue is None else rows.filter(queue_name=queue)).order_by("id")
+
+
+class immediate(TestContextDecorator):
+    """Run tasks inside enqueue(): a context manager, and a decorator of tests and test cases.
+
+    Holds for tasks imported before, and in every thread. Rows are still written; a run_after to
+    come leaves its row READY. Raise RunnerError if the backend is none of ours.
+    """
+
+    def __init__(self, backend: str = "default") -> None:
+        self.backend = backend
+        super().__init__()
+
+    def enable(self) -> None:
+        """Change TASKS as it stands now."""
+        ours(self.backend)
+        entry: dict[str, Any] = settings.TASKS[self.backend]
+        options = {**entry.get("OPTIONS", {}), "immediate": True}
+        # Overriding the setting lets every thread make its backends anew.
+        self._override = override_settings(
+            TASKS={**settings.TASKS, self.backend: {**entry, "OPTIONS": options}}
+        )
+        self._override.enable()
+
+    def disable(self) -> None:
+        """Change TASKS back."""
+        self._override.disable()
+
+
+def _moment(name: str, value: datetime | timedelta | None) -> datetime | None:
+    """Return the moment meant, by the clock that enqueue() goes by."""
+    if isinstance(value, timedelta):
+        return timezone.now() + value
+    if value is not None and settings.USE_TZ and timezone.is_naive(value):
+        raise ValueError(f"{name} must be an aware datetime or a timedelta, not {value!r}.")
+    return value
+
+
+def ours(alias: str) -> DatabaseBackend:
+    """Return our backend of that alias; raise RunnerError if it is not ours."""
+    backend = task_backends[alias]
+    if not isinstance(backend, DatabaseBackend):
+        raise RunnerError(
+            f"TASKS[{alias!r}] uses {type(backend).__name__}; these helpers know the rows of "
+            "DatabaseBackend only. Use it in the settings of your tests."
+        )
+    return backend

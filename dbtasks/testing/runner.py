@@ -1,0 +1,152 @@
+"""Test cases with a real runner.
+
+Owns its start and its end in each test. Never lets a test hang: every wait has an end.
+"""
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from django.db import OperationalError, connections
+from django.db.backends.signals import connection_created
+from django.tasks import base
+from django.test import TransactionTestCase
+
+from ..base.result import READY, RUNNING
+from ..runner.runner import Runner
+from .assertions import TaskTestMixin, _lines
+from .run import _rows, ours
+
+
+class TestingRunner(Runner):
+    """A runner in a thread of its own, whose waits end in a failed test, never in a hanging one.
+
+    `max_wait` is how long anything may take, in seconds, where a call names no timeout.
+    """
+
+    def __init__(self, max_wait: float, **options: Any) -> None:
+        super().__init__(grace=max_wait, **options)
+        self.max_wait = max_wait
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._live, name="dbtasks-runner", daemon=True)
+
+    def start(self) -> None:
+        """Return once it claims tasks; raise what keeps it from that."""
+        self._thread.start()
+        # A hundred looks a second: a thread that has died will never be ready.
+        for _ in range(round(self.max_wait * 100)):
+            if self.ready.wait(0.01) or not self._thread.is_alive():
+                break
+        if self._error is not None:
+            raise self._error
+        if not self.ready.is_set():
+            self.stop()
+            raise AssertionError(f"The runner was not ready after {self.max_wait} seconds.")
+
+    def close(self) -> None:
+        """Stop it and wait for its end; raise what ended it, AssertionError if tasks still run."""
+        # A second stop() would release tasks that a test's own one waits for.
+        if not self._stopping.is_set():
+            self.stop()
+        # Longer than its own grace: it needs a moment to release what it cannot wait for.
+        self._thread.join(self.max_wait + 5)
+        if self._error is not None:
+            raise self._error
+        if self._thread.is_alive() or self.released:
+            raise AssertionError(self._complaint("did not come to its end"))
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until nothing is due or running; fail if that takes too long.
+
+        With a `timeout`, in seconds, return False instead.
+        """
+        done = super().wait(self.max_wait if timeout is None else timeout)
+        if not done and timeout is None:
+            raise AssertionError(self._complaint("still has work"))
+        return done
+
+    def wait_for(self, result: base.TaskResult, timeout: float | None = None) -> base.TaskResult:
+        """Block until that task has finished; return its result, refreshed.
+
+        Fail if that takes too long; with a `timeout`, in seconds, raise TimeoutError instead.
+        """
+        try:
+            return super().wait_for(result, self.max_wait if timeout is None else timeout)
+        except TimeoutError as error:
+            if timeout is not None:
+                raise
+            raise AssertionError(self._complaint(f"has not finished {result.id}")) from error
+
+    def _live(self) -> None:
+        try:
+            self.run()
+        except BaseException as error:  # whatever it is, the test's own thread raises it
+            self._error = error
+        finally:
+            connections.close_all()
+
+    def _complaint(self, what: str) -> str:
+        backend = ours(self.options.backend)
+        rows = _rows(backend).filter(status__in=[READY, RUNNING])
+        lines = _lines(map(backend.result_of, rows)) or " none"
+        return f"The runner {what} after {self.max_wait} seconds. Unfinished tasks:{lines}"
+
+
+# A SQLite database in memory, as tests have by default, shares its cache between the connections of
+# all threads. Such connections do not wait for a lock: the second one fails with "table is locked".
+
+
+def _in_memory(connection: Any) -> bool:
+    return connection.vendor == "sqlite" and bool(connection.is_in_memory_db())
+
+
+def _share(connection: Any, **kwargs: Any) -> None:
+    """Let a new connection, which a thread of the runner makes, wait for the others."""
+    if _in_memory(connection):
+        connection.execute_wrappers.append(_patiently)
+
+
+def _patiently(execute: Any, sql: Any, params: Any, many: Any, context: Any) -> Any:
+    """Execute the statement again while another connection has the table; 5 seconds at most."""
+    for _ in range(1000):
+        try:
+            return execute(sql, params, many, context)
+        except OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            threading.Event().wait(0.005)
+    return execute(sql, params, many, context)
+
+
+class RunnerTestCase(TaskTestMixin, TransactionTestCase):
+    """A TransactionTestCase with a runner at work during each test: ``self.runner``.
+
+    The class attributes are what the runner gets; `max_wait` is how long, in seconds, its start,
+    its waits and its end may take before the test fails with a list of the unfinished tasks.
+    """
+
+    workers = 2
+    backend = "default"
+    queues: Iterable[str] | None = None
+    loop_delay = 0.05
+    # Schedules fire when their time comes, which no test expects.
+    init_periodic = False
+    max_wait = 10.0
+
+    runner: TestingRunner
+
+    def setUp(self) -> None:
+        super().setUp()
+        connection_created.connect(_share)
+        self.addCleanup(connection_created.disconnect, _share)
+        for connection in filter(_in_memory, connections.all(initialized_only=True)):
+            self.enterContext(connection.execute_wrapper(_patiently))
+        self.runner = self.start_runner()
+
+    def start_runner(self, **options: Any) -> TestingRunner:
+        """Return one more runner, at work until the test ends; `options` are Runner's."""
+        names = ("workers", "backend", "queues", "loop_delay", "init_periodic")
+        runner = TestingRunner(self.max_wait, **({n: getattr(self, n) for n in names} | options))
+        runner.start()
+        self.addCleanup(runner.close)
+        return runner

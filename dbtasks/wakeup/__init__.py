@@ -1,0 +1,21 @@
+"""Hints that there may be work.
+
+Owns how a runner hears of rows that others enqueue. Never the truth: polling is, and a lost wake-up
+delays a task by at most one polling interval.
+
+Read in this order: notify, inotify, watchers.
+"""
+
+from .notify import Wakeable, became_due, hint, register, rows_due, unregister
+from .watchers import Watcher, watchers_of
+
+__all__ = [
+    "Wakeable",
+    "Watcher",
+    "became_due",
+    "hint",
+    "register",
+    "rows_due",
+    "unregister",
+    "watchers_of",
+]
