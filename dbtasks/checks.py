@@ -39,7 +39,7 @@ def check_backends(**kwargs: Any) -> list[CheckMessage]:
 
 
 def _check_names(backend: DatabaseBackend) -> Iterator[CheckMessage]:
-    place = f"TASKS[{backend.alias!r}]"
+    where = f"TASKS[{backend.alias!r}]"
     if len(backend.alias) > MAX_BACKEND:
         yield Error(
             f"The alias {backend.alias!r} has more than the {MAX_BACKEND} characters allowed.",
@@ -49,7 +49,7 @@ def _check_names(backend: DatabaseBackend) -> Iterator[CheckMessage]:
     queues: Any = settings.TASKS[backend.alias].get("QUEUES", [])
     if isinstance(queues, str) or not all(isinstance(name, str) and name for name in queues):
         yield Error(
-            f"{place}['QUEUES'] must be a list of names, not {queues!r}.",
+            f"{where}['QUEUES'] must be a list of names, not {queues!r}.",
             hint="Write ['default', 'mail'], or [] to allow any name.",
             id="dbtasks.E004",
         )
@@ -58,12 +58,12 @@ def _check_names(backend: DatabaseBackend) -> Iterator[CheckMessage]:
         if len(name) > MAX_QUEUE:
             yield Error(
                 f"The queue name {name!r} has more than the {MAX_QUEUE} characters allowed.",
-                hint=f"Give the queue a shorter name in {place}['QUEUES'].",
+                hint=f"Give the queue a shorter name in {where}['QUEUES'].",
                 id="dbtasks.E005",
             )
     if queues and DEFAULT_TASK_QUEUE_NAME not in queues:
         yield Warning(
-            f"{place}['QUEUES'] does not contain {DEFAULT_TASK_QUEUE_NAME!r}: tasks without a "
+            f"{where}['QUEUES'] does not contain {DEFAULT_TASK_QUEUE_NAME!r}: tasks without a "
             "queue_name are refused.",
             hint=f"Add {DEFAULT_TASK_QUEUE_NAME!r}, or give every task a queue_name.",
             id="dbtasks.W001",
@@ -90,7 +90,7 @@ def _check_periodic(backend: DatabaseBackend) -> Iterator[CheckMessage]:
 
 def _check_database(db: str) -> Iterator[CheckMessage]:
     connection = connections[db]
-    place = f"DATABASES[{db!r}]['OPTIONS']"
+    where = f"DATABASES[{db!r}]['OPTIONS']"
     options = connection.settings_dict.get("OPTIONS", {})
     if connection.vendor not in SUPPORTED:
         yield Error(
@@ -100,16 +100,16 @@ def _check_database(db: str) -> Iterator[CheckMessage]:
         )
     elif connection.vendor == "sqlite" and options.get("transaction_mode") != "IMMEDIATE":
         yield Warning(
-            f"{place} does not contain 'transaction_mode': 'IMMEDIATE'. A transaction that reads "
+            f"{where} does not contain 'transaction_mode': 'IMMEDIATE'. A transaction that reads "
             "before it writes fails with 'database is locked' when a runner writes.",
-            hint=f"Set {place}['transaction_mode'] = 'IMMEDIATE'.",
+            hint=f"Set {where}['transaction_mode'] = 'IMMEDIATE'.",
             id="dbtasks.W002",
         )
     elif connection.vendor == "mysql":
         level = options.get("isolation_level", "read committed")
         if str(level).lower() != "read committed":
             yield Warning(
-                f"{place}['isolation_level'] is {level!r}. Runners and enqueue() lock more than "
+                f"{where}['isolation_level'] is {level!r}. Runners and enqueue() lock more than "
                 "their rows and cause deadlocks.",
                 hint="Use Django's default, 'read committed'.",
                 id="dbtasks.W003",

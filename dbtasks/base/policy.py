@@ -39,8 +39,8 @@ def delay_after(
     if backoff is None:
         return exponential(failures)
     if callable(backoff):
-        told = backoff(error, result())
-        return None if told is None else seconds(told)
+        answer = backoff(error, result())
+        return None if answer is None else seconds(answer)
     if isinstance(backoff, tuple):
         return backoff[min(failures, len(backoff)) - 1]
     return backoff

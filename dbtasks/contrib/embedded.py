@@ -91,14 +91,14 @@ def make_runner(options: dict[str, Any]) -> Runner:
 
 def run(
     options: dict[str, Any],
-    place: str,
+    host: str,
     started: Callable[[Runner], None] = lambda runner: None,
     **listen: Any,
 ) -> tuple[Runner, int]:
     """Run a runner until it ends; return it with the exit code it would have as a command.
 
     `started` is called with it before. It tells on standard output and error what taskrunner
-    tells, with `place` for where it is, as much as DBTASKS_VERBOSITY says. Raise CommandError,
+    tells, with `host` for where it is, as much as DBTASKS_VERBOSITY says. Raise CommandError,
     ImproperlyConfigured or RunnerError if it cannot start.
     """
     levels = values.whole("verbosity", 0, 3)
@@ -112,7 +112,7 @@ def run(
         if warning := preflight.small_pool(backend.database, runner.options.workers):
             report.say(warning)
         with log_output(screen, verbosity):
-            text = banner(runner, backend, stop=f"Runs in {place}, pid {os.getpid()}.")
+            text = banner(runner, backend, stop=f"Runs in {host}, pid {os.getpid()}.")
             return runner, processes_run.run(runner, report, text, **listen)
     finally:
         connections.close_all()
@@ -205,12 +205,12 @@ class Embedded:
     start, or had to stop, is started again after ten.
     """
 
-    def __init__(self, place: str, most_grace: float = math.inf, **defaults: Any) -> None:
+    def __init__(self, host: str, most_grace: float = math.inf, **defaults: Any) -> None:
         """Raise ImproperlyConfigured or CommandError at once if no such runner can be.
 
         The server waits no longer than `most_grace` seconds.
         """
-        self._place, self._options = place, configured(**{"grace": 30.0} | defaults)
+        self._host, self._options = host, configured(**{"grace": 30.0} | defaults)
         self._options["grace"] = min(self._options["grace"], most_grace)
         make_runner(self._options)
         self._path = lock_path(self._options.get("backend", "default"))
@@ -249,13 +249,13 @@ class Embedded:
             try:
                 with only_one(self._path) as is_ours:
                     if is_ours:
-                        run(self._options, self._place, self._started)
+                        run(self._options, self._host, self._started)
                     else:
                         pause = LOOK
             except (CommandError, ImproperlyConfigured, RunnerError) as error:
-                logger.error("No runner in %s, trying again in %d s: %s", self._place, PAUSE, error)
+                logger.error("No runner in %s, trying again in %d s: %s", self._host, PAUSE, error)
             except Exception:  # whatever a driver raises; the web server must not notice
-                logger.exception("The runner in %s ended; another starts soon", self._place)
+                logger.exception("The runner in %s ended; another starts soon", self._host)
             with self._lock:
                 self._runner = None
             self._stopping.wait(pause)

@@ -149,18 +149,18 @@ def parse(alias: str, raw: Any) -> Options:
 
 
 def _parse(alias: str, raw: Any) -> tuple[dict[str, Any], list[str]]:
-    place = f"TASKS[{alias!r}]['OPTIONS']"
+    where = f"TASKS[{alias!r}]['OPTIONS']"
     if not isinstance(raw, Mapping):
-        return {}, [f"{place} must be a dict, not {raw!r}."]
+        return {}, [f"{where} must be a dict, not {raw!r}."]
     values, wrong = {}, []
     for name, value in raw.items():
         if name not in _PARSERS:
-            wrong.append(f"{place} has an unknown option {name!r}. {_suggestion(name)}")
+            wrong.append(f"{where} has an unknown option {name!r}. {_suggestion(name)}")
             continue
         try:
             values[name] = _PARSERS[name](value)
         except (ValueError, TypeError, DurationError) as error:
-            wrong.append(f"{place}[{name!r}]: {error}")
+            wrong.append(f"{where}[{name!r}]: {error}")
     return values, wrong
 
 

@@ -49,7 +49,7 @@ def duration(text: str) -> Duration:
 
 
 def _seconds(text: str) -> float | None:
-    """Return the seconds in a number or duration; None if the text is neither."""
+    """Return the seconds in a number or duration; None if it is not one of them."""
     try:
         return float(text)
     except ValueError:

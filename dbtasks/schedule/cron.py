@@ -197,6 +197,6 @@ def _text(field: Field, values: set[str]) -> str:
         return "*"
     if field is WEEKDAY and not all(value.isdigit() for value in values):
         # It mixes plain days with counted ones only if all are counted.
-        plain = {value for value in values if value.isdigit()}
-        values = (values - plain) | {f"{day}#{n}" for day in plain for n in range(1, 6)}
+        days = {value for value in values if value.isdigit()}
+        values = (values - days) | {f"{day}#{n}" for day in days for n in range(1, 6)}
     return ",".join(sorted(values, key=lambda value: (len(value), value)))

@@ -27,7 +27,7 @@ from .zones import (
     _offset,
     _utc,
     _wall,
-    zone,
+    parse_zone,
 )
 
 # A wall clock from which to look whether a line ever ticks.
@@ -45,14 +45,14 @@ class Schedule(ABC):
     """
 
     def __init__(self, timezone: str | tzinfo | None = None) -> None:
-        self.timezone = None if timezone is None else zone(timezone)
+        self.timezone = None if timezone is None else parse_zone(timezone)
 
     # The text that it is made from, and that stands for it in the database.
     text: str
 
     @abstractmethod
-    def _after(self, moment: datetime, place: tzinfo) -> datetime:
-        """Return the first tick later than the moment, both in UTC, with the clocks of a place.
+    def _after(self, moment: datetime, zone: tzinfo) -> datetime:
+        """Return the first tick later than the moment, both in UTC, with the clocks of a zone.
 
         Raise ScheduleExhausted if there is none.
         """
@@ -72,11 +72,11 @@ class Schedule(ABC):
         Raise ScheduleExhausted if there is none, or none up to `until`, that moment included.
         """
         after = datetime.now(UTC) if after is None else after
-        place = UTC if after.tzinfo is None else self.place
-        tick = self._after(_utc(after), place)
+        zone = UTC if after.tzinfo is None else self.zone
+        tick = self._after(_utc(after), zone)
         if until is not None and tick > _utc(until):
             raise ScheduleExhausted(f"{self} has no tick from {after} to {until}.")
-        return tick.replace(tzinfo=None) if after.tzinfo is None else tick.astimezone(place)
+        return tick.replace(tzinfo=None) if after.tzinfo is None else tick.astimezone(zone)
 
     def dates(self, after: datetime, until: datetime) -> Iterator[datetime]:
         """Yield the ticks later than `after`, up to `until`, that moment included."""
@@ -99,7 +99,7 @@ class Schedule(ABC):
             window *= 8
 
     @property
-    def place(self) -> tzinfo:
+    def zone(self) -> tzinfo:
         """The time zone whose clocks count."""
         if self.timezone is not None:
             return self.timezone
@@ -138,7 +138,7 @@ class Every(Schedule):
             raise ScheduleError(f"{period!r} is too short a period. Use 0.1 seconds or more.")
         self.text = str(self.period)
 
-    def _after(self, moment: datetime, place: tzinfo) -> datetime:
+    def _after(self, moment: datetime, zone: tzinfo) -> datetime:
         try:
             return EPOCH + ((moment - EPOCH) // self.period + 1) * self.period
         except OverflowError:
@@ -171,31 +171,31 @@ class Crontab(Schedule):
         """Tell whether the moment is in the minute of a tick."""
         return super().match(dt.replace(second=0, microsecond=0))
 
-    def _after(self, moment: datetime, place: tzinfo) -> datetime:
+    def _after(self, moment: datetime, zone: tzinfo) -> datetime:
         try:
             if self._line.is_fixed:
-                return self._after_by_wall(moment, place)
-            return self._after_by_time(moment, place)
+                return self._after_by_wall(moment, zone)
+            return self._after_by_time(moment, zone)
         except OverflowError:
             raise ScheduleExhausted from None
 
-    def _after_by_wall(self, moment: datetime, place: tzinfo) -> datetime:
-        wall, tick = _wall(moment, place), moment
+    def _after_by_wall(self, moment: datetime, zone: tzinfo) -> datetime:
+        wall, tick = _wall(moment, zone), moment
         # In the second pass of an hour that comes twice, its ticks have been.
         while tick <= moment:
             wall = self._search(wall)
-            tick = _moment_of(wall, place)
+            tick = _moment_of(wall, zone)
         return tick
 
-    def _after_by_time(self, moment: datetime, place: tzinfo) -> datetime:
+    def _after_by_time(self, moment: datetime, zone: tzinfo) -> datetime:
         """Look for what the clock shows, with one offset at a time."""
         while True:
-            wall = self._search(_wall(moment, place)) - _offset(moment, place)
+            wall = self._search(_wall(moment, zone)) - _offset(moment, zone)
             tick = wall.replace(tzinfo=UTC)
             near = min(tick, moment + WIDEST_CHANGE)
-            if change := _change(moment, near, place):
+            if change := _change(moment, near, zone):
                 # Nothing ticks before it, and the clock may jump right to a tick.
-                wall = _wall(change, place)
+                wall = _wall(change, zone)
                 if self._search(wall - MICROSECOND) == wall:
                     return change
                 moment = change
@@ -231,10 +231,10 @@ def parse(value: Any, timezone: str | tzinfo | None = None, key: str = "") -> Sc
     Schedule. Raise CrontabError, DurationError or ScheduleError if it is not valid.
     """
     if isinstance(value, Schedule):
-        place = value.timezone or timezone
+        zone = value.timezone or timezone
         if type(value) is Crontab:
-            return Crontab(value.text, place, key or value.key)
-        return Every(value.period, place) if type(value) is Every else value
+            return Crontab(value.text, zone, key or value.key)
+        return Every(value.period, zone) if type(value) is Every else value
     if isinstance(value, str) and (len(value.split()) > 1 or value.strip().startswith("@")):
         try:
             return Every(value, timezone)

@@ -14,7 +14,7 @@ MINUTE, MICROSECOND = timedelta(minutes=1), timedelta(microseconds=1)
 WIDEST_CHANGE = timedelta(hours=26)
 
 
-def zone(value: str | tzinfo) -> tzinfo:
+def parse_zone(value: str | tzinfo) -> tzinfo:
     """Return the time zone; raise ScheduleError if there is no zone of that name."""
     if value is UTC or isinstance(value, ZoneInfo):
         return value
@@ -33,35 +33,35 @@ def _utc(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
-def _wall(moment: datetime, place: tzinfo) -> datetime:
-    """Return what the clocks of the place show at that moment."""
-    return moment.astimezone(place).replace(tzinfo=None, fold=0)
+def _wall(moment: datetime, zone: tzinfo) -> datetime:
+    """Return what the clocks of the zone show at that moment."""
+    return moment.astimezone(zone).replace(tzinfo=None, fold=0)
 
 
-def _offset(moment: datetime, place: tzinfo) -> timedelta:
-    return moment.astimezone(place).utcoffset() or timedelta()
+def _offset(moment: datetime, zone: tzinfo) -> timedelta:
+    return moment.astimezone(zone).utcoffset() or timedelta()
 
 
-def _moment_of(wall: datetime, place: tzinfo) -> datetime:
+def _moment_of(wall: datetime, zone: tzinfo) -> datetime:
     """Return, in UTC, when clocks first show that; if they skip it, when they do so."""
-    here = wall.replace(tzinfo=place)
+    here = wall.replace(tzinfo=zone)
     before, after = (here.replace(fold=n).utcoffset() or timedelta() for n in (0, 1))
     if before >= after:
         return here.astimezone(UTC)
     utc = wall.replace(tzinfo=UTC)
-    return _change(utc - after, utc - before, place) or utc - before
+    return _change(utc - after, utc - before, zone) or utc - before
 
 
-def _change(start: datetime, end: datetime, place: tzinfo) -> datetime | None:
-    """Return when, after the start and up to the end, the place's offset first changes."""
-    offset, step = _offset(start, place), WIDEST_CHANGE / 4
-    while _offset(near := min(start + step, end), place) == offset:
+def _change(start: datetime, end: datetime, zone: tzinfo) -> datetime | None:
+    """Return when, after the start and up to the end, the zone's offset first changes."""
+    offset, step = _offset(start, zone), WIDEST_CHANGE / 4
+    while _offset(near := min(start + step, end), zone) == offset:
         if near == end:
             return None
         start = near
     while near - start > timedelta(seconds=1):
         middle = start + (near - start) // 2
-        if _offset(middle, place) == offset:
+        if _offset(middle, zone) == offset:
             start = middle
         else:
             near = middle

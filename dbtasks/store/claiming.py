@@ -51,7 +51,7 @@ def claim(
         and dialect(connections[db]).LEAVES_DEAD_INDEX_ENTRIES
     )
     if beyond is not None and in_turn:
-        picks = _beyond(picks[0], beyond.priority, beyond.id)
+        picks = _after(picks[0], beyond.priority, beyond.id)
     if registered:
         picks = tuple(_while_live(pick, worker_id) for pick in picks)
     return _claim(db, worker_id, picks, limit, in_turn=in_turn)
@@ -82,7 +82,7 @@ def claim_one(
     return claims[0] if claims else None
 
 
-def _beyond(pick: Pick, priority: int, id: Any) -> tuple[Pick, ...]:
+def _after(pick: Pick, priority: int, id: Any) -> tuple[Pick, ...]:
     """Return, in claim order, the ranges of the pick's index around that priority's older rows."""
     ranges = {
         "priority > %s": (priority,),

@@ -10,7 +10,7 @@ row. A unique index on key and tick makes that safe twice.
     run_now     writes a READY row for this moment; the next tick stays
     pause       → paused: nothing is fired
     resume      paused → not, from the next tick after now
-    save        by hand: ∅ → there, or changed
+    save        in the admin: ∅ → there, or changed
     forget      → deleted
 """
 
@@ -106,7 +106,7 @@ def _declare(db: str, backend: str, entry: ScheduleEntry, at: datetime) -> bool:
     says = {
         "task_path": entry.task_path,
         "spec": entry.schedule.text,
-        "timezone": str(entry.schedule.place),
+        "timezone": str(entry.schedule.zone),
         "retain": "" if entry.retain is None else str(entry.retain),
         "missed": entry.missed,
         "overlap": entry.overlap,
@@ -178,7 +178,7 @@ def fire(
     finished.
     """
 
-    def unit(*_: Any) -> Fired | None:
+    def work(*_: Any) -> Fired | None:
         with transaction.atomic(db):
             rows = _unmoved(PeriodicTask.objects.using(db), seen).filter(paused=False)
             last = {"last_tick": ticks[-1].at} if ticks else {}
@@ -190,7 +190,7 @@ def fire(
                 return Fired([], overlaps=True)
             return Fired([tick for tick in ticks if _write(db, seen, tick)])
 
-    return unit_of_work(db, unit)
+    return unit_of_work(db, work)
 
 
 def _skip(db: str, seen: PeriodicTask, tick: datetime) -> None:
@@ -227,7 +227,7 @@ def run_now(db: str, seen: PeriodicTask, tick: Tick) -> bool:
     not finished.
     """
 
-    def unit(*_: Any) -> bool:
+    def work(*_: Any) -> bool:
         with transaction.atomic(db):
             rows = _unmoved(PeriodicTask.objects.using(db), seen)
             if not rows.update(last_tick=tick.at):
@@ -237,7 +237,7 @@ def run_now(db: str, seen: PeriodicTask, tick: Tick) -> bool:
                 return False
             return _write(db, seen, tick)
 
-    return unit_of_work(db, unit)
+    return unit_of_work(db, work)
 
 
 def pause(db: str, ids: Iterable[int]) -> int:

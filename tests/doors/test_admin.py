@@ -678,7 +678,7 @@ class WorkerTests(AdminCase):
     """The list of runners."""
 
     def test_runners_can_be_looked_at_and_nothing_else(self):
-        """A runner shows with its state; nobody can add, change or delete it by hand."""
+        """A runner shows with its state; nobody can add, change or delete it."""
         workers.register("default", "host-1-abc", "default", "", 1, 1)
         url = reverse("admin:dbtasks_worker_changelist")
         detail = reverse("admin:dbtasks_worker_change", args=["host-1-abc"])

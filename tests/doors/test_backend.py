@@ -417,7 +417,7 @@ class ResultTests(TaskTestMixin, TestCase):
             result.task.call()
 
     def test_a_row_whose_function_is_gone_can_be_refreshed_and_cancelled(self):
-        """Whatever may be done with it by hand (B20)."""
+        """Manual operations still work (B20)."""
         result = self.gone()
 
         self.assertTrue(result.cancel())

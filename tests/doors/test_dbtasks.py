@@ -1,4 +1,4 @@
-"""``manage.py dbtasks`` and its verbs."""
+"""``manage.py dbtasks`` and its subcommands."""
 
 from io import StringIO
 

@@ -433,7 +433,10 @@ class ScheduleTests(SimpleTestCase):
     def test_an_unknown_zone_is_an_error(self):
         """With a sentence."""
         for name in ("Mars/Olympus", "", "../etc/passwd", 3):
-            with self.subTest(name), self.assertRaisesMessage(ScheduleError, "is not a valid time zone"):
+            with (
+                self.subTest(name),
+                self.assertRaisesMessage(ScheduleError, "is not a valid time zone"),
+            ):
                 Every("1h", name)  # type: ignore[arg-type]
 
     @override_settings(TIME_ZONE="Asia/Tokyo")

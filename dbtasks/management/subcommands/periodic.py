@@ -87,7 +87,7 @@ def _rows(backend: DatabaseBackend) -> Iterator[Row]:
                 key=key,
                 task_path=entry.task_path,
                 spec=entry.schedule.text,
-                timezone=str(entry.schedule.place),
+                timezone=str(entry.schedule.zone),
                 next_tick=at,
             )
             yield Row(backend, row, "new")

@@ -139,12 +139,12 @@ def _statement(change: Change, returning: str) -> tuple[str, list[Any]]:
     ]
 
 
-def _lock(change: Change, pick: Pick, place: int) -> str:
+def _lock(change: Change, pick: Pick, number: int) -> str:
     limit = str(change.limit)
     columns = "id" if len(change.picks) == 1 else f"id, {change.column}"
     if change.in_turn:
         # What the picks before it have left: a row that is locked and not claimed costs as much.
-        limit += "".join(f" - (SELECT count(*) FROM q{n})" for n in range(place))
+        limit += "".join(f" - (SELECT count(*) FROM q{n})" for n in range(number))
     return (
         f"SELECT {columns} FROM {TABLE} WHERE {pick.where} "
         f"ORDER BY {change.order} LIMIT {limit} FOR NO KEY UPDATE SKIP LOCKED"
