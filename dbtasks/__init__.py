@@ -1,7 +1,7 @@
-"""A database backend and a runner for Django's own tasks.
+"""A database backend and a runner for Django's task framework.
 
-Owns the names that users import from ``dbtasks``. All can be imported before Django has loaded its
-apps, but for those that run tasks, which need the models. Never holds code of its own.
+Owns the names that users import from ``dbtasks``. Never holds code of its own. All names can be
+imported before Django has loaded its apps, except those that run tasks, which need the models.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs loaded apps when it is asked for."""
+    """Import a name that needs loaded apps when it is first used."""
     if name in {"pending_count", "process_one", "process_tasks", "run_task"}:
         from . import inline
 

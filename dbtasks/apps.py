@@ -1,7 +1,7 @@
 """The Django app.
 
-Owns its name and the registration of checks. Never imports task modules: the runner does, once
-all apps are ready.
+Owns its name and the registration of the system checks. Never imports task modules: the runner
+imports them when all apps are ready.
 """
 
 from django.apps import AppConfig

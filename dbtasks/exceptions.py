@@ -1,12 +1,15 @@
-"""Every error dbtasks raises itself.
+"""The exceptions of dbtasks.
 
-Owns the exception classes, whose first docstring line is their default message. Never imports
-anything else of the package.
+Owns the exception classes. The first line of a docstring is the default message. Never imports
+another module of the package.
 """
 
 
 class DBTasksError(Exception):
-    """Something went wrong in dbtasks."""
+    """Something went wrong in dbtasks.
+
+    The base class of all other exceptions of dbtasks, except TaskInterrupted.
+    """
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").partition("\n")[0])
@@ -33,34 +36,48 @@ class TaskNotFound(DBTasksError):
 
 
 class TaskNotDue(DBTasksError):
-    """The task may not be run now."""
+    """The task may not be run now.
+
+    Raised by run_task() for a row that is not yet due, is running, or has finished.
+    """
 
 
 class TaskCancelled(DBTasksError):
-    """The task was cancelled before it started."""
+    """The task was cancelled before it started.
+
+    Also raised by TaskContext.check(), with another message, in a running task that was cancelled.
+    A cancelled task is FAILED and is not retried.
+    """
 
 
 class TaskTimeout(DBTasksError):
-    """The task ran longer than its timeout."""
+    """The task ran longer than its timeout.
+
+    The attempt has failed. It is retried like any failed attempt, if `retry_on` includes this
+    class.
+    """
 
 
 class TaskInterrupted(BaseException):
     """The task is interrupted: it took too long, or was cancelled.
 
-    It is raised in the middle of the task's code. It derives from BaseException, so
+    Raised at whatever line of Python the task is. It derives from BaseException, so
     ``except Exception`` cannot swallow it. Do not catch it.
     """
 
 
 class TaskReleased(DBTasksError):
-    """The runner stopped before the task ended."""
+    """The runner stopped before the task ended.
+
+    The row is requeued, and the task starts again. No attempt is used up.
+    """
 
 
 class Retry(DBTasksError):
     """The task asked to be retried.
 
-    Raised inside a task, it fails this attempt and tries again after `delay` seconds. Without a
-    delay the backoff decides.
+    Raise it in a task to fail this attempt and try again after `delay` seconds. Without a `delay`
+    the task's backoff decides. If no attempt is left, the task is FAILED.
     """
 
     def __init__(self, message: str | None = None, *, delay: float | None = None) -> None:
@@ -71,7 +88,7 @@ class Retry(DBTasksError):
 class Snooze(DBTasksError):
     """The task asked to run later.
 
-    Raised inside a task, it ends this run without using an attempt. The task runs again after
+    Raise it in a task to end this run without using up an attempt. The task runs again after
     `delay` seconds.
     """
 
@@ -81,7 +98,10 @@ class Snooze(DBTasksError):
 
 
 class Discard(DBTasksError):
-    """The task asked not to be retried."""
+    """The task asked not to be retried.
+
+    Raise it in a task to fail for good, whatever attempts are left.
+    """
 
 
 class WorkerLost(DBTasksError):
@@ -89,4 +109,7 @@ class WorkerLost(DBTasksError):
 
 
 class RunnerError(DBTasksError):
-    """The runner cannot run."""
+    """The runner cannot run.
+
+    For example, the backend is not a DatabaseBackend, or is immediate.
+    """

@@ -16,30 +16,32 @@ def _never() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskContext(base.TaskContext):  # type: ignore[misc]  # its stub is not frozen
-    """Django's TaskContext, with the time the run was due, and whether it should end.
+    """Django's TaskContext, with the tick of a schedule and a way to see that the task should end.
 
-    One that is made from a `task_result` alone, as in a test, never asks to stop.
+    `tick` is when the run was due if a schedule fired it, aware and in UTC, else None. The run may
+    have started later. A context made from a `task_result` alone, as in a test, never asks the
+    task to end.
     """
 
-    # When the run was due, aware and in UTC, if a schedule fired it; it may have started later.
     tick: datetime | None = None
-    # Returns the error with which the attempt should end, None while it may go on.
+    # Returns the exception that should end the attempt, None while the task may go on.
     _asked: Callable[[], Exception | None] = field(default=_never, repr=False, compare=False)
 
     @property
     def should_stop(self) -> bool:
-        """Whether the task should end now: its time is over, it was cancelled, or its runner stops.
+        """True once the task should end: its time is over, it was cancelled, or its runner stops.
 
-        A task that returns then has succeeded. Call check() instead if the work is not complete.
+        A task that returns then is SUCCESSFUL. If its work is not complete, call check() instead.
         """
         return self._asked() is not None
 
     def check(self) -> None:
-        """Return if the task may go on; else raise the exception that ends it. Do not catch it.
+        """Return if the task may go on, else raise the exception that ends it. Do not catch it.
 
-        TaskTimeout is a failed attempt. TaskCancelled is never retried. TaskReleased means that the
-        runner stops: the task is requeued and starts again.
+        Raise TaskTimeout if its time is over: the attempt has failed. Raise TaskCancelled if it was
+        cancelled: it is not retried. Raise TaskReleased if its runner stops: the row is requeued,
+        and the task starts again.
         """
         if (error := self._asked()) is not None:
-            # A new one each time: exceptions gather tracebacks.
+            # A new exception for each call, because an exception collects tracebacks.
             raise type(error)(str(error))

@@ -1,6 +1,6 @@
-"""How long the names in a row may be, in characters.
+"""The maximum lengths of names in a row, in characters.
 
-Owns these limits. Never checks a name: longer ones are refused by whoever takes them from a user.
+Owns these limits. Never checks a name: the code that receives it from a user does.
 """
 
 MAX_PATH = 255

@@ -1,7 +1,7 @@
-"""What a row can hold: arguments and return values as JSON.
+"""Arguments and return values as JSON.
 
-Owns the one answer to "can this be stored?", the same on every database, and the text that is
-stored. Never touches the database: a value is refused before any row is written.
+Owns the rule for what can be stored, the same on every database, and the text that is stored.
+Never touches the database: an invalid value is refused before a row is written.
 """
 
 import json
@@ -9,22 +9,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Deep enough for any sane document, far below Python's and every database's own limit.
+# Deeper than real documents, and far below the limits of Python and of every database.
 MAX_DEPTH = 64
 # json.loads refuses integers of more than 4,300 digits (CVE-2020-10735).
 MAX_INT_BITS = 4096
 
 _encode = json.JSONEncoder(check_circular=False, allow_nan=False, separators=(",", ":")).encode
-# Most calls have no keyword arguments, and many have no arguments at all.
+# A shortcut, because most calls have no keyword arguments, and many have no arguments at all.
 _EMPTY: dict[type, str] = {list: "[]", dict: "{}"}
 
 
 def dump(value: Any, what: str, max_bytes: int) -> tuple[Any, str]:
-    """Return the value as JSON gives it back, and its text in ASCII.
+    """Return the value as it is read back from JSON, and its JSON text in ASCII.
 
-    Tuples become lists, bytes become text, keys become strings, as in Django's own back ends.
+    Tuples become lists, bytes become text, keys become strings, as in Django's own backends.
     Raise TypeError if the value is not JSON, is nested too deeply, or its text is longer than
-    `max_bytes`; the sentence names the place, starting with `what`.
+    `max_bytes`. The message names the place of the error, starting with `what`.
     """
     if not value and type(value) in _EMPTY:
         return value, _EMPTY[type(value)]
@@ -39,8 +39,8 @@ def dump(value: Any, what: str, max_bytes: int) -> tuple[Any, str]:
 
 
 def load(text: str) -> Any:
-    """Return the value that the JSON text stands for; raise ValueError if it is not JSON."""
-    # The decoder takes ten times as long for an empty value.
+    """Return the value of the JSON text; raise ValueError if the text is not JSON."""
+    # The decoder takes ten times as long for an empty value as this comparison.
     return {} if text == "{}" else [] if text == "[]" else json.loads(text)
 
 
@@ -50,9 +50,9 @@ def text(value: Any) -> str:
 
 
 def clean(text: str, max_chars: int) -> str:
-    """Return text that every database can store: no NUL, no lone surrogate, bounded length.
+    """Return the text as every database can store it: no NUL, no lone surrogate, bounded length.
 
-    If a text is too long, its head and its tail are kept.
+    If the text is longer than `max_chars`, its beginning and its end are kept.
     """
     text = text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
     if len(text) <= max_chars:
@@ -62,7 +62,7 @@ def clean(text: str, max_chars: int) -> str:
 
 
 def _normal(value: Any, where: str, depth: int) -> Any:
-    """Return the value made of plain lists, dicts and scalars; raise TypeError naming `where`."""
+    """Return the value as plain lists, dicts and scalars; raise TypeError naming `where`."""
     match value:
         case None | True | False:
             return value
@@ -109,7 +109,7 @@ def _string(value: str | bytes, where: str) -> str:
 
 
 def _mapping(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, Any]:
-    """Return the mapping with text keys; raise TypeError if a key is no scalar or occurs twice."""
+    """Return the mapping with text keys; raise TypeError for an invalid or double key."""
     result = {}
     for key, item in value.items():
         name = _key(key, where)

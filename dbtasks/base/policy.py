@@ -1,6 +1,6 @@
 """Policies of attempts: how long one may take, and whether and when another one follows.
 
-Owns their checks and their arithmetic. Never reads a clock, settings or the database.
+Owns their validation and the arithmetic of delays. Never reads a clock, settings or the database.
 """
 
 import math
@@ -12,18 +12,19 @@ from ..schedule.duration import Duration
 
 # Seconds before the second attempt; doubled for each later one.
 FIRST_DELAY = 5.0
-# The longest such delay, in seconds.
+# The longest delay, in seconds, before JITTER is applied.
 LONGEST_DELAY = 3600.0
-# The share by which a delay varies, so that tasks that failed together do not return together.
+# A delay varies by this share, so that tasks that failed together are not retried together.
 JITTER = 0.5
 
-# Seconds; seconds for each attempt, the last for all later ones; or a function that returns them.
+# Seconds; a list of seconds, whose last item counts for all later attempts; or a function that
+# returns seconds, or None to give up.
 Backoff = float | tuple[float, ...] | Callable[[BaseException, Any], float | None]
 
 
 def exponential(failures: int) -> float:
-    """Return the default delay in seconds after so many failed attempts."""
-    # 2 ** 10 is beyond the hour already; a larger exponent only overflows.
+    """Return the default delay in seconds after `failures` failed attempts."""
+    # 5 s * 2 ** 10 is more than an hour already; a larger exponent would only overflow.
     delay = min(FIRST_DELAY * 2.0 ** min(failures - 1, 10), LONGEST_DELAY)
     return delay * random.uniform(1 - JITTER, 1 + JITTER)
 
@@ -31,10 +32,10 @@ def exponential(failures: int) -> float:
 def delay_after(
     backoff: Backoff | None, failures: int, error: BaseException, result: Callable[[], Any]
 ) -> float | None:
-    """Return the seconds until the next attempt after so many failed ones; None if there is none.
+    """Return the seconds until the next attempt after `failures` failed ones; None to give up.
 
-    `result` returns the task's result, for a backoff that is a function. Raise ValueError if that
-    does not return seconds or None.
+    `result` is called for the task's result if the backoff is a function. Raise ValueError if that
+    function does not return seconds or None.
     """
     if backoff is None:
         return exponential(failures)
@@ -83,14 +84,14 @@ def check_timeout(value: Any) -> float:
 
 
 def check_on_lost(value: Any) -> str:
-    """Return what becomes of a row whose worker is lost; raise ValueError if it is not valid."""
+    """Return the value of on_lost; raise ValueError if it is not valid."""
     if value not in ("retry", "fail"):
         raise ValueError(f"{value!r} must be 'retry' or 'fail'.")
     return str(value)
 
 
 def check_exceptions(value: Any) -> tuple[type[BaseException], ...]:
-    """Return the exception classes; raise ValueError if one is not a class of exceptions."""
+    """Return the exception class or classes as a tuple; raise ValueError if one is not valid."""
     classes: Iterable[Any] = value if isinstance(value, list | tuple) else (value,)
     for kind in classes:
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):

@@ -1,8 +1,8 @@
-"""Which functions may be called for a row.
+"""The functions that a row may call.
 
-Owns the map from a task's path to the task, filled as task modules are imported. Never imports a
-module that no installed app, nor the project, nor OPTIONS["task_modules"] stands for, and never
-returns anything that is not a task: a row is data, not code.
+Owns the map from paths to tasks, which fills as task modules are imported. Never imports a module
+that does not belong to an installed app, the project or OPTIONS["task_modules"], and never returns
+anything that is not a task: a row is data, not code.
 """
 
 import logging
@@ -24,7 +24,7 @@ _tasks: dict[str, Task] = {}
 
 
 def register(task: Task) -> None:
-    """Remember the task under its path; a copy made by using() leaves the first one in place."""
+    """Register the task under its path. A copy made by using() does not replace the original."""
     path = task.module_path
     known = _tasks.get(path)
     if known is None or known.func is not task.func:
@@ -32,7 +32,7 @@ def register(task: Task) -> None:
 
 
 def get(path: str) -> Task | None:
-    """Return the task that was registered under the path, if there is one."""
+    """Return the task that is registered under the path, None if there is none."""
     return _tasks.get(path)
 
 
@@ -53,14 +53,14 @@ def discover() -> list[str]:
 def find(path: str, task_modules: Iterable[str] = ()) -> Task:
     """Return the task of that path, importing its module if that is allowed.
 
-    Raise TaskNotFound, saying why, if there is no such task; its cause is the exception of a
-    module that fails to import.
+    Raise TaskNotFound if there is no such task. If its module cannot be imported, the cause is the
+    exception of the import.
     """
     task = _tasks.get(path) or _imported(path)
     if task is None and (module := _importable(path, task_modules)):
         try:
             import_module(module)
-        except (Exception, SystemExit) as error:  # the row fails, the runner goes on
+        except (Exception, SystemExit) as error:  # the row fails, but the runner goes on
             raise TaskNotFound(f"{path!r}: importing {module!r} failed: {error!r}") from error
         task = _tasks.get(path) or _imported(path)
     if task is None:
@@ -92,7 +92,7 @@ def _importable(path: str, task_modules: Iterable[str]) -> str | None:
 
 
 def _project() -> set[str]:
-    """Return the packages that hold the project's settings and URLs: its own code."""
+    """Return the packages of the project's own code: those of its settings and of its URLs."""
     paths = (settings.SETTINGS_MODULE, getattr(settings, "ROOT_URLCONF", None))
     return {path.partition(".")[0] for path in paths if path and "." in path}
 

@@ -1,7 +1,7 @@
-"""Results: what became of a task.
+"""Results of tasks.
 
-Owns our TaskResult, how one is made from what a row holds, the names of the statuses, and the
-entries of `errors`. Never touches the database: a result reaches it through its backend.
+Owns TaskResult, how one is made from the values of a row, the names of the statuses, and the
+entries of `errors`. Never touches the database: a result asks its backend.
 """
 
 import asyncio
@@ -19,8 +19,7 @@ SUCCESSFUL = TaskResultStatus.SUCCESSFUL.value
 FAILED = TaskResultStatus.FAILED.value
 FINISHED = (SUCCESSFUL, FAILED)
 
-# Errors that a row keeps. They show what happened, and must never be the reason why an outcome
-# cannot be stored.
+# Errors that a row keeps: few enough that they never prevent an outcome from being stored.
 MAX_ERRORS = 10
 
 # The class path of an exception and its traceback as text.
@@ -29,7 +28,10 @@ ErrorEntry = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TaskResult(base.TaskResult):  # type: ignore[misc]  # its stub is not frozen
-    """Django's TaskResult, which can also wait, cancel and retry."""
+    """Django's TaskResult, with methods that wait for, cancel and retry its task.
+
+    Its attributes are Django's. They show the row as it was last read; refresh() reads it again.
+    """
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, base.TaskResult):
@@ -41,10 +43,11 @@ class TaskResult(base.TaskResult):  # type: ignore[misc]  # its stub is not froz
         return hash(self.id)
 
     def wait(self, timeout: float | None = None) -> Self:
-        """Block until the task has finished, in whichever process; return this result, refreshed.
+        """Block until the task has finished, in any process; return this result, refreshed.
 
-        Raise TimeoutError if it has not finished after `timeout` seconds. Raise RuntimeError inside
-        a transaction: no runner sees the row before the commit.
+        Polls the row, after 2 ms at first and every 0.5 s later. Raise TimeoutError if the task has
+        not finished after `timeout` seconds; None waits for ever. Raise RuntimeError inside a
+        transaction, because no runner sees the row before the commit.
         """
         for pause in _pauses(self.id, timeout):
             if self._backend.is_finished(self.id):
@@ -63,10 +66,11 @@ class TaskResult(base.TaskResult):  # type: ignore[misc]  # its stub is not froz
         return self
 
     def cancel(self) -> bool:
-        """Cancel the task: a waiting task ends at once, a running one is asked to stop.
+        """Cancel the task; return False if it has already finished, or its row is gone.
 
-        Return False if it has already finished, or does not exist. The row becomes FAILED, with
-        TaskCancelled in its errors. A running task ends within seconds, unless it succeeds first.
+        A task that waits becomes FAILED at once, with TaskCancelled among its errors. A running
+        task is asked to stop and becomes FAILED within seconds, unless it succeeds first. Joins the
+        caller's transaction.
         """
         return bool(self._backend.cancel(self.id))
 
@@ -75,7 +79,11 @@ class TaskResult(base.TaskResult):  # type: ignore[misc]  # its stub is not froz
         return bool(await self._backend.acancel(self.id))
 
     def retry(self) -> bool:
-        """Make the row READY again if it is FAILED; return whether that was so."""
+        """Make the row READY again; return False if it is not FAILED.
+
+        Its errors stay. The counts of failed attempts and of lost workers start at 0 again. Joins
+        the caller's transaction.
+        """
         return bool(self._backend.retry(self.id))
 
     @property
@@ -84,7 +92,7 @@ class TaskResult(base.TaskResult):  # type: ignore[misc]  # its stub is not froz
 
 
 def _pauses(result_id: str, timeout: float | None) -> Iterable[float]:
-    """Yield seconds to sleep, 2 ms growing to 0.5 s, until the timeout; then raise TimeoutError."""
+    """Yield seconds to sleep, growing from 2 ms to 0.5 s; raise TimeoutError after the timeout."""
     deadline = None if timeout is None else time.monotonic() + timeout
     pause = 0.002
     while True:
@@ -100,9 +108,9 @@ _RESULT_FIELDS = fields(base.TaskResult)
 
 
 def make_result(values: dict[str, Any]) -> TaskResult:
-    """Return the result with those field values, without normalising or validating them again.
+    """Return a result with these field values, without normalising or validating them again.
 
-    Fields that are not named, such as a newer Django's, take their default.
+    Fields without a value, such as those of a newer Django, get their default.
     """
     result = object.__new__(TaskResult)
     for f in _RESULT_FIELDS:
@@ -112,7 +120,7 @@ def make_result(values: dict[str, Any]) -> TaskResult:
 
 
 def default_of(f: Field[Any], *_: Any) -> Any:
-    """Return the default of a dataclass's field; None if it has none."""
+    """Return the default of the dataclass field; None if it has none."""
     if f.default_factory is not MISSING:
         return f.default_factory()
     return None if f.default is MISSING else f.default
@@ -124,15 +132,15 @@ def make_errors(entries: Iterable[ErrorEntry]) -> list[TaskError]:
 
 
 def class_path(kind: type) -> str:
-    """Return where the class can be imported from, as Django's TaskError wants it."""
+    """Return the import path of the class, as Django's TaskError expects it."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def error_entry(error: BaseException) -> ErrorEntry:
-    """Return the entry for an error of ours, which needs no traceback."""
+    """Return the entry for an exception of dbtasks: its message takes the place of a traceback."""
     return class_path(type(error)), str(error)
 
 
 def with_error(errors: Iterable[Any] | None, entry: ErrorEntry) -> list[Any]:
-    """Return a row's errors with one more; only the last 10 are kept."""
+    """Return the row's errors with one more; only the last 10 are kept."""
     return [*(errors or ()), entry][-MAX_ERRORS:]

@@ -1,6 +1,6 @@
-"""Tasks as dbtasks knows them: Django's, with policies.
+"""Tasks: Django's Task with policies.
 
-Owns our Task and its decorator, and how a task is made again from what a row holds. Never touches
+Owns Task and its decorator, and how a task is made again from the values of a row. Never touches
 the database.
 """
 
@@ -25,29 +25,34 @@ Call = tuple[Iterable[Any], dict[str, Any]]
 class Task(base.Task):
     """Django's Task with the policies that dbtasks adds.
 
-    Made by the ``@task`` decorator; a changed copy is made by ``using()``.
+    The ``@task`` decorator makes a task, using() returns a changed copy. A policy that is None is
+    taken from OPTIONS.
+
+    - `max_attempts`: attempts that may end in an exception. Attempts lost with their worker are
+      counted separately.
+    - `backoff`: seconds before the next attempt; a list of seconds, whose last item counts for all
+      later attempts; or a function `(exception, task_result)` that returns seconds, or None to give
+      up. The default starts at 5 seconds, doubles up to an hour, and varies by a half.
+    - `retry_on`, `discard_on`: exceptions after which the task is retried, and those after which it
+      never is.
+    - `timeout`: how long one attempt may take, as a duration.
+    - `on_lost`: ``"retry"`` or ``"fail"`` the row when its worker is lost.
+    - `retain`: how long the finished row stays, as a duration.
+    - `enqueue_on_commit`: write the row when the caller's transaction commits. True is the
+      transaction of the default database, an alias that of another database.
+    - `meta`: a dict of JSON that is stored with each call, such as a trace id.
     """
 
-    # Policies; where they are None, OPTIONS decides.
-    # Attempts that may end in an exception. Attempts lost with their worker count separately.
     max_attempts: int | None = None
-    # Seconds before the next attempt, a list of them, or (exception, task_result) -> seconds or
-    # None to give up. The default starts at 5 s, doubles up to an hour, and varies by a half.
     backoff: policy.Backoff | None = None
-    # Exceptions after which the task is tried again, and those after which it never is.
     retry_on: tuple[type[BaseException], ...] = (Exception,)
     discard_on: tuple[type[BaseException], ...] = ()
-    # Seconds that one attempt may take; given as any duration.
     timeout: float | None = None
-    # "retry" or "fail": what becomes of a row whose worker is lost.
     on_lost: str | None = None
-    # How long finished rows stay.
     retain: timedelta | None = None
-    # Write the row at the caller's commit; None is what OPTIONS["enqueue_on_commit"] says.
     enqueue_on_commit: bool | str | None = None
-    # Earliest start, counted from each enqueue; run_after given as a timedelta lands here.
+    # Earliest start, counted from each enqueue: where using() stores a run_after as a timedelta.
     delay: timedelta | None = None
-    # What is attached to each call and stored with it, such as a trace id; a mapping to JSON.
     meta: dict[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
@@ -73,8 +78,9 @@ class Task(base.Task):
     ) -> Self:
         """Return a copy with other values; None leaves a value as it is.
 
-        `run_after` is an aware datetime, or a timedelta counted from each enqueue. Raise
-        InvalidTask if a value is not valid, TypeError if a name is not a policy.
+        `run_after` is an aware datetime, or a timedelta that counts from each enqueue. Raise
+        InvalidTask if a value is not valid, or is a function or an exception class, because a row
+        stores no code. Raise TypeError if a name is not a policy.
         """
         changes = {"priority": priority, "queue_name": queue_name, "backend": backend, **policies}
         changes = {name: value for name, value in changes.items() if value is not None}
@@ -96,8 +102,8 @@ class Task(base.Task):
     def enqueue_many(self, calls: Iterable[Call]) -> list[base.TaskResult]:
         """Enqueue the task once for each ``(args, kwargs)``, in a few statements.
 
-        Return the results in the order of the calls. All rows are written in the caller's
-        transaction, or none.
+        Return the results in the order of the calls. Either all rows are written, in the caller's
+        transaction if there is one, or none. Raise TypeError if an argument is not JSON.
         """
         backend: Any = self.get_backend()
         results: list[base.TaskResult] = backend.enqueue_many([(self, *call) for call in calls])
@@ -111,7 +117,7 @@ class Task(base.Task):
         return results
 
 
-# What a call of .using() may change and a row therefore has to keep: name, to JSON, from JSON.
+# The policies that using() may change, so that a row has to store them: name, to JSON, from JSON.
 POLICIES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "max_attempts": (int, int),
     "backoff": (lambda value: value, policy.check_backoff),
@@ -131,11 +137,11 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 
 
 def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-    """Decorate a module-level function as a task: Django's ``@task`` plus policies, also on 6.0.
+    """Make a task of a module-level function: Django's ``@task`` with policies, also on 6.0.
 
-    Takes what ``django.tasks.task`` takes (priority, queue_name, backend, takes_context) and any
-    policy of dbtasks (max_attempts, timeout, retain and the others). Another backend, as in tests,
-    ignores the policies. Raise InvalidTask if the function or a value is not valid.
+    Takes the arguments of ``django.tasks.task`` (priority, queue_name, backend, takes_context) and
+    the policies of Task. Other backends, such as one for tests, ignore the policies. Raise
+    InvalidTask if the function or a value is not valid, TypeError if an argument is unknown.
     """
     if "run_after" in options:
         raise TypeError("run_after is set for one call. Use .using(run_after=...).")
@@ -156,10 +162,10 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
 
 
 def task_for(path: str, found: base.Task | None, values: dict[str, Any]) -> base.Task:
-    """Return the task as it was enqueued: the one found, with the row's own values.
+    """Return the task as it was enqueued: `found` with the row's own values.
 
-    Nothing is validated, so a queue that left QUEUES does not hide the row. If nothing was found,
-    a stand-in of that path is returned, which raises TaskNotFound when called.
+    Nothing is validated, so a row is shown even if its queue was removed from QUEUES. Without
+    `found`, return a task of that path that raises TaskNotFound when it is called.
     """
     if found is None:
         found = _bare(Task, {"func": _missing(path), "takes_context": False})
@@ -190,14 +196,14 @@ def _missing(path: str) -> Callable[..., Any]:
 
 
 def policies_of(task: base.Task) -> dict[str, Any] | None:
-    """Return, as JSON, the policies by which this call's task differs from the one declared."""
+    """Return, as JSON, the policies in which the task differs from its declaration, or None."""
     declared = registry.get(task.module_path)
     if declared is task or not isinstance(task, Task):
         return None
     changed = {}
     for name, (encode, _) in POLICIES.items():
         value = getattr(task, name)
-        # A function is declared with the task; a row keeps none.
+        # A row stores no function; the declared task has it.
         if value is None or callable(value):
             continue
         if value != getattr(declared, name, None):
@@ -206,7 +212,7 @@ def policies_of(task: base.Task) -> dict[str, Any] | None:
 
 
 def decode_policies(policy: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the task fields that a row's policies stand for."""
+    """Return the values of the task's fields for the policies of a row."""
     return {
         name: POLICIES[name][1](value) for name, value in (policy or {}).items() if name in POLICIES
     }

@@ -1,6 +1,6 @@
-"""The runner: it claims due rows and runs them in threads.
+"""The runner, which claims due rows and runs them in threads.
 
-Owns the order of things from start to stop, and how much is claimed when. Never writes SQL.
+Owns the order of work from start to stop, and how much is claimed and when. Never writes SQL.
 
 Read in this order: prefetch, quarantine, deadlines, event_loops, pool, outcome_writer, purger,
 scheduler, fetcher, rounds, run, runner.
@@ -19,10 +19,10 @@ from .runner import Runner
 __all__ = ["Runner", "cleanup"]
 
 
-# It stands here because stored rows and settings name it by this path.
+# Defined here because stored rows and settings name this path.
 @task(takes_context=True, **home_of_our_tasks())  # type: ignore[untyped-decorator]
 def cleanup(context: TaskContext, seconds: float) -> int:
-    """Delete rows of its backend that finished more than `seconds` ago; return how many."""
+    """Delete the rows of its backend that finished more than `seconds` ago; return how many."""
     alias = context.task_result.backend
     backend: Any = task_backends[alias]
     return sum(store.purge_older(backend.database, timedelta(seconds=seconds), backend=alias))

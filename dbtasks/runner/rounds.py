@@ -1,7 +1,7 @@
 """What a runner does in each round.
 
-Owns the decision what comes next: a poll, a claim, a requeue, the end. Never waits, never starts
-or stops a thread.
+Owns the choice of what comes next: a poll, a claim, a requeue or the end. Never waits, and never
+starts or stops a thread.
 """
 
 import math
@@ -20,9 +20,9 @@ from .outcome_writer import OutcomeWriter
 from .pool import Pool
 from .prefetch import PREFETCH_SECONDS
 
-# Outcomes that may wait for the database before claiming pauses: more would only be more to lose.
+# Claiming pauses while more outcomes than this are unwritten: a crash loses all of them.
 MAX_BACKLOG = 1000
-# Seconds between two looks, while tasks run, whether one of them was cancelled.
+# Seconds between two polls for cancelled tasks, while tasks run.
 CANCEL_INTERVAL = 1.0
 
 
@@ -43,25 +43,25 @@ class Rounds:
         self._db, self._options, self._stopping = db, options, stopping
         self._fetcher, self._heartbeat, self._pool = fetcher, heartbeat, pool
         self._writer = writer
-        # Whether nothing is claimed because too many outcomes wait.
+        # True while claiming pauses because of the backlog.
         self._is_full = False
-        # When to ask next whether something was cancelled, on the monotonic clock.
+        # On the monotonic clock.
         self._cancel_poll_at = 0.0
 
     @property
     def is_empty(self) -> bool:
-        """Whether this process holds no row. Any thread may ask."""
+        """Whether this process holds no row. Can be read from any thread."""
         return self._pool.idle and not self._writer.backlog
 
     @property
     def waits_for_writer(self) -> bool:
-        """Whether a round may wait until fewer outcomes are unwritten. Any thread may ask."""
+        """Whether a round may be waiting for a smaller backlog. Can be read from any thread."""
         options = self._options
         is_ending = self._stopping.is_set() or options.drain or options.max_tasks is not None
         return is_ending or self._is_full or self._fetcher.quarantine.due
 
     def round(self) -> float:
-        """Do what there is to do; return the seconds to sleep, unless woken."""
+        """Do what is due; return the seconds to sleep unless woken."""
         # With DEBUG a connection would remember thousands of statements.
         reset_queries()
         fetcher, quarantine = self._fetcher, self._fetcher.quarantine
@@ -86,7 +86,7 @@ class Rounds:
         return min(wait, PREFETCH_SECONDS / 2) if is_watching else wait
 
     def _pass_on_cancels(self) -> float:
-        """Ask cancelled tasks to end; return the seconds until the next look, if anything runs."""
+        """Ask cancelled tasks to end; return the seconds to the next poll, inf if nothing runs."""
         if self._pool.idle:
             return math.inf
         now = time.monotonic()
@@ -97,7 +97,7 @@ class Rounds:
 
     def _room(self) -> int:
         """Return how many rows may be claimed now."""
-        # Before the look: a batch that is settled during it must wake the loop.
+        # First, so that a batch that is settled while the backlog is read wakes the loop.
         self._is_full = True
         self._is_full = self._writer.backlog > MAX_BACKLOG
         if self._is_full or not self._heartbeat.is_trusted:
@@ -106,12 +106,12 @@ class Rounds:
         return room if most is None else min(room, most - self._fetcher.claimed)
 
     def _withdraw(self) -> list[Attempt]:
-        """Take back claimed rows that this runner should not start, or not soon."""
+        """Take back and return claimed rows that this runner must not start, or not soon."""
         is_trusted = self._heartbeat.is_trusted
         return self._pool.overdue() if is_trusted else self._pool.withdraw()
 
     def requeue(self, attempts: list[Attempt]) -> None:
-        """Let others start what this runner has not. The writer settles it, however long."""
+        """Requeue attempts that have not started. The writer settles them."""
         for attempt in attempts:
             self._writer.put(attempt, outcomes.not_started(self._db, attempt.claim))
         self._pool.let_go(attempts)
@@ -123,6 +123,6 @@ class Rounds:
         most = self._options.max_tasks
         if most is not None and self._fetcher.claimed >= most:
             return True
-        # What a lost worker held is due as soon as the heartbeat has looked.
+        # The heartbeat's first look may make rows of lost workers due.
         is_drained = not self._fetcher.is_hopeful and self._heartbeat.has_looked
         return self._options.drain and is_drained

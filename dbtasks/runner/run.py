@@ -1,7 +1,7 @@
 """One life of a runner, from its registration to its end.
 
-Owns the order of things: what starts first, what each round does, and how it stops. Never runs task
-code nor SQL of its own: the pool does the one, the store the other.
+Owns what starts first, the loop of rounds, and how it stops. Never runs task code or SQL itself:
+the pool runs tasks, the store runs SQL.
 """
 
 import logging
@@ -38,10 +38,11 @@ logger = logging.getLogger("dbtasks.runner")
 
 
 class Run:
-    """One life of a runner. Everything that it consists of is there once it is made.
+    """One life of a runner. The constructor makes all of its parts.
 
-    `stopping` and `aborting` ask it to end; `settled` is notified after each batch of outcomes.
-    Raise ImproperlyConfigured or RunnerError if it cannot start.
+    `stopping` asks it to end, and `aborting` to end without waiting for running tasks. `settled` is
+    notified after each batch of outcomes. Raise ImproperlyConfigured or RunnerError if the runner
+    cannot start.
     """
 
     def __init__(
@@ -54,9 +55,10 @@ class Run:
     ) -> None:
         self._options, self._events, self._settled = options, events, settled
         self._stopping, self._aborting = stopping, aborting
-        # How many attempts were settled, failed, and released at the end of the grace.
+        # Attempts that ended for good, those of them that failed, and attempts released after the
+        # grace.
         self.done = self.failed = self.released = 0
-        # Whether it stops because too many threads hang in abandoned tasks.
+        # True if it stops because too many threads hang in abandoned tasks.
         self.exhausted = False
         self._wakeup = threading.Event()
         self._backend = backend = check_backend(options.backend)
@@ -77,7 +79,7 @@ class Run:
             writer=self._writer,
         )
         self._purger = Purger(self._db, backend.alias)
-        # A drain waits for nobody. Elsewhere there is one, if the database can have it.
+        # A drain does not wait for rows of other processes.
         self._watchers = [] if options.drain else wakeup.watchers_of(self._db, backend.alias, self)
 
     def _new_heartbeat(self) -> Heartbeat:
@@ -117,7 +119,7 @@ class Run:
 
     @property
     def worker_id(self) -> str:
-        """Its name among workers; a new one when it was declared lost."""
+        """The runner's name among workers; it changes when the runner was declared lost."""
         return self._pool.context.worker_id
 
     @property
@@ -127,30 +129,30 @@ class Run:
 
     @property
     def abandoned_threads(self) -> int:
-        """How many abandoned threads and coroutines have not come back."""
+        """How many abandoned threads and coroutines have not ended."""
         return self._pool.abandoned_threads
 
     def wake(self, recheck_after: float = 0.0) -> None:
-        """Claim now, and once more after so many seconds if that is not 0."""
+        """Claim now, and again after `recheck_after` seconds unless that is 0."""
         self._fetcher.wake(recheck_after)
         self._wake_loop()
 
     def poll_now(self) -> None:
-        """Look at the queue now: some process has written to the database."""
+        """Poll the queue now, because some process has written to the database."""
         self._fetcher.poll_now()
         self._wake_loop()
 
     def declare_lost(self, worker_id: str) -> None:
-        """Rescue at once what that worker held: its process has ended."""
+        """Rescue that worker's rows at once, because its process has ended."""
         self._heartbeat.declare_lost(worker_id)
 
     def notice_stop(self) -> None:
-        """Let the loop see that it was asked to stop."""
+        """Wake the loop, because `stopping` was set."""
         self._wakeup.set()
 
     def is_idle(self) -> bool:
-        """Tell whether nothing is due, running or unsettled."""
-        # In the order in which a row passes: it is seen in one of the places, or it is settled.
+        """Return whether nothing is due, running or unsettled."""
+        # In the order in which a row moves on, so that none is missed while it moves.
         found = self._fetcher.peek()
         return (
             not (found.due or found.quarantined or self._fetcher.is_claiming)
@@ -158,14 +160,14 @@ class Run:
         )
 
     def _hears_others(self) -> bool:
-        """Tell whether wake-ups of other processes arrive."""
+        """Return whether wake-ups of other processes arrive."""
         return any(watcher.is_healthy for watcher in self._watchers)
 
     def _held_claims(self) -> set[tuple[Any, int]] | None:
-        """Return id and fence of all claims in hand, None while one is on its way."""
+        """Return id and fence of every claim of this process; None while a claim is on its way."""
         if self._fetcher.is_claiming:
             return None
-        # In the order in which a row passes.
+        # The pool first, because rows move from the pool to the writer.
         return {(c.id, c.fence) for part in (self._pool, self._writer) for c in part.claims}
 
     def _wake_loop(self) -> None:
@@ -176,7 +178,7 @@ class Run:
     # The loop
 
     def live(self, ready: threading.Event) -> None:
-        """Run tasks until asked to stop, in this thread; set `ready` once it claims."""
+        """Run tasks in this thread until asked to stop; set `ready` just before the first claim."""
         try:
             self._start()
             ready.set()
@@ -205,7 +207,7 @@ class Run:
                     timeout = self._rounds.round()
                 pauses.reset()
                 factor = 1
-            except Exception as error:  # whatever the database raises: it comes back, so do we
+            except Exception as error:  # whatever the database raises; it will be back
                 self._pool.distrust()
                 self._fetcher.retry()
                 if not pause_after(error, self._db, pauses.next(), self._stopping):
@@ -214,16 +216,16 @@ class Run:
             if timeout:
                 self._wakeup.wait(timeout)
 
-    # In the threads of others
+    # Called in other threads
 
     def _on_settled(self, batch: Sequence[Ended]) -> None:
-        """Count and tell. Runs in the writer's thread."""
+        """Count and publish the settled outcomes. Runs in the writer's thread."""
         statuses = [outcome.status for _, outcome in batch]
         if READY in statuses:
-            # Whoever is free may start it now, or has to know when it will be due.
+            # A free runner may start it now, or must know when it will be due.
             self.poll_now()
             wakeup.became_due(self._db, self._backend.alias, due_places(batch))
-            # Nothing is told of rows that were never started.
+            # Rows that never started are not published.
             batch = [one for one in batch if one[1].attempt == one[0].claim.attempt]
         self.failed += (failed := statuses.count(FAILED))
         self.done += statuses.count(SUCCESSFUL) + failed
@@ -232,7 +234,7 @@ class Run:
             self._settled.notify_all()
 
     def _on_backlog_written(self) -> None:
-        """Wake the loop if it may wait for fewer outcomes. Runs in the writer's thread."""
+        """Wake the loop if it may be waiting for a smaller backlog. Runs in the writer's thread."""
         if self._rounds.waits_for_writer:
             self._wake_loop()
 
@@ -240,25 +242,26 @@ class Run:
         """Stop: abandoned tasks may hold locks and memory. Runs in the thread of the pool."""
         if not self._stopping.is_set():
             self.exhausted = True
-            # Before it is logged: whoever reads that may count on it.
+            # Before it is logged, so that a reader of the log can rely on it.
             self._stopping.set()
             count = self.abandoned_threads
             logger.error("%d threads hang in abandoned tasks; the runner stops", count)
             self._wake_loop()
 
     def _rescue(self) -> list[ScheduledTask]:
-        """Settle rows of lost workers. Runs in the heartbeat's thread."""
+        """Settle some rows of lost workers, and return them. Runs in the heartbeat's thread."""
         rows = rescue.rescue(self._backend)
         if rows:
             self._events.publish(RESCUED, rows)
         return rows
 
     def _register_again(self) -> None:
-        """Go on as a new worker: others have declared this one lost. In the heartbeat's thread.
+        """Register under a new worker id, because others have declared this worker lost.
 
-        Running tasks are asked to stop. If a row has moved on, the fence drops the outcome.
+        Running tasks are asked to stop. If a row has moved on, the fence makes the store drop its
+        outcome. Runs in the heartbeat's thread.
         """
-        # Before the new name is used: what is claimed in that may run.
+        # First, because tasks that are claimed under the new id are not to stop.
         self._pool.ask_to_stop()
         worker_id = make_worker_id(self._options.worker_id)
         workers.register(self._db, worker_id, self._backend.alias, *process_identity())
@@ -269,7 +272,7 @@ class Run:
     # Stopping
 
     def _end(self) -> None:
-        """Requeue what has not started, wait for what has, settle it, and leave no thread."""
+        """Requeue rows that have not started, wait for the others, settle them, end all threads."""
         wakeup.unregister(self._backend.alias, self)
         for scheduler in self._schedulers:
             scheduler.stop(1.0)
@@ -283,7 +286,7 @@ class Run:
                 self._writer.put(attempt, outcome)
         finally:
             self._pool.stop()
-            # At least a second: an outcome in hand is worth more than a quick exit.
+            # At least a second: writing the outcomes matters more than a quick exit.
             left = 0.0 if self._aborting.is_set() else deadline - time.monotonic()
             is_settled = self._writer.finish(max(1.0, left))
             self._purger.stop(1.0)
@@ -301,7 +304,10 @@ class Run:
             self._wakeup.clear()
 
     def _leave(self, is_settled: bool) -> None:
-        """Stop beating, and be forgotten; with rows still in its name, be missed instead."""
+        """Stop the heartbeat and delete the worker.
+
+        With unsettled rows in its name the worker is kept, so that others declare it lost.
+        """
         self._heartbeat.stop(1.0)
         if is_settled:
             with suppress(Error), call_timeout(connections[self._db]):

@@ -1,7 +1,7 @@
-"""``Runner``, as programs use it.
+"""``Runner``, the class that programs use.
 
-Owns its arguments, starting and stopping it, and waiting for it. Never claims or runs anything
-itself: each call of run() makes a Run, which does.
+Owns its arguments, and starting, stopping and waiting. Never claims or runs a task itself: each
+call of run() makes a Run, which does.
 """
 
 import threading
@@ -19,14 +19,17 @@ from .run import Run
 class Runner:
     """Claims due rows of one backend and runs them in `workers` threads.
 
-    `queues` limits it to those queues. `loop_delay` is the longest idle wait between two polls of
-    the database, in seconds. Without `init_periodic` it fires no schedules. `grace` is how many
-    seconds running tasks may take after stop(). With `drain` it stops when nothing is due or
-    running, with `max_tasks` after so many tasks. It also stops, `exhausted`, when too many threads
-    hang in abandoned tasks.
+    `worker_id` begins its name among workers; without one the name begins with host and process id.
+    `queues` limits the runner to those queues. `loop_delay` is the longest idle time between two
+    polls of the database, in seconds; it is five times as long while wake-ups of other processes
+    arrive. With `init_periodic=False` no schedules are fired. `grace` is how many seconds running
+    tasks may take after stop().
 
-    `ready` is set once run() is about to claim, `finished` when run() has ended. `events` tells
-    what it does as it happens.
+    With `drain` the runner stops when nothing is due or running, with `max_tasks` after that many
+    tasks. It also stops, with `exhausted` set, when too many threads hang in abandoned tasks.
+
+    `ready` is set just before the first claim, `finished` when run() has ended. `events` publishes
+    what the runner does.
     """
 
     def __init__(
@@ -57,13 +60,13 @@ class Runner:
         self.ready, self.finished = threading.Event(), threading.Event()
         self._stopping, self._aborting = threading.Event(), threading.Event()
         self._settled = threading.Condition()
-        # The life that goes on, or the last one.
+        # The current run, or the last one; None before the first.
         self._run: Run | None = None
         self._first_worker_id = make_worker_id(worker_id)
 
     @property
     def worker_id(self) -> str:
-        """Its name among workers, unique to each call of run()."""
+        """Its name among workers: unique to each run(), and new after it was declared lost."""
         return self._first_worker_id if self._run is None else self._run.worker_id
 
     @property
@@ -78,17 +81,17 @@ class Runner:
 
     @property
     def failed(self) -> int:
-        """How many of these have failed."""
+        """How many attempts have failed for good since run() began."""
         return 0 if self._run is None else self._run.failed
 
     @property
     def released(self) -> int:
-        """How many running attempts were released at the end of the grace, to start again."""
+        """How many running attempts were released when the grace was over. They start again."""
         return 0 if self._run is None else self._run.released
 
     @property
     def abandoned_threads(self) -> int:
-        """How many abandoned threads and coroutines have not come back."""
+        """How many abandoned threads and coroutines have not ended."""
         return 0 if self._run is None else self._run.abandoned_threads
 
     @property
@@ -97,9 +100,10 @@ class Runner:
         return self._run is not None and self._run.exhausted
 
     def run(self) -> None:
-        """Run tasks until stop(), in this thread. May be called again once it has ended.
+        """Run tasks in this thread until stop() is called.
 
-        Raise ImproperlyConfigured or RunnerError if it cannot start.
+        Can be called again once it has returned. Raise ImproperlyConfigured or RunnerError if the
+        runner cannot start.
         """
         self.finished.clear()
         self._run = None
@@ -115,10 +119,10 @@ class Runner:
             self.finished.set()
 
     def stop(self) -> None:
-        """Ask run() to claim no more, finish running tasks within `grace`, and return.
+        """Ask run() to claim nothing more, wait for running tasks up to `grace`, and return.
 
-        A second call waits for nothing: running tasks are released, to start again. A call before
-        run() makes that return at once. May be called from any thread.
+        After a second call run() does not wait: it releases running tasks, which start again. After
+        a call before run(), run() returns without claiming. Can be called from any thread.
         """
         if self._stopping.is_set():
             self._aborting.set()
@@ -127,9 +131,10 @@ class Runner:
             self._run.notice_stop()
 
     def declare_lost(self, worker_id: str) -> None:
-        """Rescue at once what that worker held: its process has ended. May come from any thread.
+        """Rescue that worker's rows at once, because its process has ended.
 
-        Without a running run() nothing happens: the next one looks for lost workers itself.
+        Does nothing unless run() is running: the next run() looks for lost workers itself. Can be
+        called from any thread.
         """
         if self._run is not None:
             self._run.declare_lost(worker_id)
@@ -137,12 +142,12 @@ class Runner:
     def wait(self, timeout: float | None = None) -> bool:
         """Block until nothing is due, running or unsettled; return False after `timeout` seconds.
 
-        The runner must be running, in another thread.
+        run() must be running in another thread.
         """
         return self._wait(lambda: self._run is not None and self._run.is_idle(), timeout)
 
     def wait_for(self, result: TaskResult, timeout: float | None = None) -> TaskResult:
-        """Block until that task has finished, wherever it runs; return its result, refreshed.
+        """Block until the task has finished, in whichever process; return its result, refreshed.
 
         Raise TimeoutError if it has not finished after `timeout` seconds.
         """

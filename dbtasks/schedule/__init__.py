@@ -1,7 +1,7 @@
-"""When things happen.
+"""Durations and schedules.
 
-Owns durations and schedules as people write them. Never reads the database; reads settings only for
-the project's time zone, and the clock only where no moment is given.
+Owns how people write them, and when a schedule ticks. Never reads the database. Reads settings only
+for the project's time zone, and the clock only if the caller passes no moment.
 
 Read in this order: duration, cron, zones, rules, periodic.
 """

@@ -1,7 +1,7 @@
-"""Cron expressions, read strictly.
+"""A strict parser of cron expressions.
 
-Owns their grammar: what a field may hold, and the sentence for what it may not. Never looks for a
-date: croniter does, and gets the expression in a form that leaves it nothing to interpret.
+Owns their grammar: what a field may contain, and the message about what it may not. Never searches
+for a date: croniter does, and receives the expression in a form that it cannot misread.
 """
 
 import re
@@ -28,20 +28,20 @@ _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 
 
 class Field(NamedTuple):
-    """One of the five: its name, the numbers that may be written in it, and their names."""
+    """One of the five fields: its title, and its numbers and their names."""
 
     title: str
     low: int
     high: int
-    # The last value of ``*``: Sunday is 0, and 7 only in writing.
+    # The last value of ``*``. A 7 may be written for Sunday, but its value is 0.
     last: int
     names: tuple[str, ...] = ()
-    # What else may be written.
+    # What else the field takes, for the message.
     special: str = ""
 
     @property
     def size(self) -> int:
-        """How many values there are."""
+        """The number of values."""
         return self.last - self.low + 1
 
 
@@ -50,7 +50,7 @@ DAY = Field("day of month", 1, 31, 31, special=", L (the last day)")
 MONTH = Field("month", 1, 12, 12, _MONTHS)
 WEEKDAY = Field("day of week", 0, 7, 6, _DAYS, ", 5#3 (the third Friday), 5L (the last one)")
 FIELDS = (MINUTE, HOUR, DAY, MONTH, WEEKDAY)
-# A random day that some months lack would skip these months.
+# A random day after the 28th would skip the months that do not have it.
 LAST_RANDOM_DAY = 28
 
 _ITEM = re.compile(
@@ -62,19 +62,19 @@ _NTH = re.compile(r"(\w+)#([1-5])|(\w+)l|l(\w+)", re.ASCII)
 
 
 class Line(NamedTuple):
-    """A cron expression as it was read."""
+    """A parsed cron expression."""
 
-    # Each field as a list of plain numbers, ``*`` where that is all of them. Two texts where a
-    # day that is right by either day field will do: together croniter misreads some of them.
+    # Each field as a list of plain numbers, or ``*`` for all numbers. If a match of either day
+    # field is enough, there are two texts: croniter misreads some that have both day fields.
     texts: tuple[str, ...]
-    # Whether neither minute nor hour begin with a star: a time of day, not an interval.
+    # True if neither minute nor hour begins with a star: a time of day, not an interval.
     is_fixed: bool
 
 
 def read(text: str, key: str) -> Line:
-    """Return the expression that the text stands for; each ``~`` depends on `key`.
+    """Return the parsed expression; each ``~`` becomes a number that depends on `key`.
 
-    Raise CrontabError, naming the field, if it is not valid.
+    Raise CrontabError, which names the field, if the expression is not valid.
     """
     shown = text if len(text) <= MAX_LENGTH else f"{text[:40]}…"
     try:
@@ -102,7 +102,7 @@ def _words(text: str) -> list[str]:
 def _read(words: list[str], key: str) -> Line:
     sets = [_values(field, word, key) for field, word in zip(FIELDS, words, strict=True)]
     minute, hour, day, _, weekday = words
-    # As in Vixie's cron: both day fields must be right if one begins with a star, else either.
+    # As in Vixie's cron: if one day field begins with a star, both must match, else either.
     day_or = not (day.startswith("*") or weekday.startswith("*"))
     if day_or and (_is_full(DAY, sets[2]) or _is_full(WEEKDAY, sets[4])):
         sets[2] = sets[4] = {"*"}
@@ -126,7 +126,7 @@ def _values(field: Field, word: str, key: str) -> set[str]:
 
 
 def _special(field: Field, item: str) -> str | None:
-    """Return the item if it is the last day, or one certain weekday, of the month."""
+    """Return the item as croniter writes it if it is the last day or the nth weekday of a month."""
     if field is DAY and item == "l":
         return "l"
     if field is WEEKDAY and (nth := _NTH.fullmatch(item)):
@@ -159,7 +159,7 @@ def _numbers(field: Field, item: str, seed: str) -> Iterator[int]:
 
 
 def _random(field: Field, item: str, low: str, high: str, seed: str) -> int:
-    """Return the number from low to high that the seed stands for, the same everywhere."""
+    """Return a number from low to high that depends on the seed, the same in every process."""
     first = _number(field, low, item) if low else field.low
     usual = LAST_RANDOM_DAY if field is DAY else field.last
     last = _number(field, high, item) if high else max(first, usual)
@@ -192,11 +192,11 @@ def _is_full(field: Field, values: set[str]) -> bool:
 
 
 def _text(field: Field, values: set[str]) -> str:
-    """Return the values as croniter reads them, beyond any rule of its own."""
+    """Return the values in a form that croniter cannot misread."""
     if values == {"*"} or _is_full(field, values):
         return "*"
     if field is WEEKDAY and not all(value.isdigit() for value in values):
-        # It mixes plain days with counted ones only if all are counted.
+        # croniter takes plain and counted weekdays together only if all are counted.
         days = {value for value in values if value.isdigit()}
         values = (values - days) | {f"{day}#{n}" for day in days for n in range(1, 6)}
     return ",".join(sorted(values, key=lambda value: (len(value), value)))

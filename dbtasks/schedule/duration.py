@@ -1,6 +1,6 @@
 """Durations as people write them.
 
-Owns what counts as a duration, and how one is written. Never knows what it is for.
+Owns what is a valid duration, and its text. Never knows what a duration is used for.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from ..exceptions import DurationError
 
-# A longer duration could lead to a date that no database can hold.
+# A longer duration could end at a date that no database can store.
 LONGEST = timedelta(days=36_525)
 _UNITS = {"w": 604_800.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*([wdhms])\s*")
@@ -18,14 +18,14 @@ _WHOLE = re.compile(rf"(?:{_PART.pattern})+")
 
 
 class Duration(timedelta):
-    """A positive span of time: seconds, a timedelta, or text such as ``"7d"`` or ``"1h30m"``.
+    """A timedelta above zero, made from seconds, a timedelta, or text such as ``"1h30m"``.
 
-    Text is one or more numbers, each with a unit: ``w``, ``d``, ``h``, ``m`` or ``s``. Raise
-    DurationError if the value is anything else, is not above zero, or is over a hundred years.
+    Text is one or more numbers, each with a unit: ``w``, ``d``, ``h``, ``m`` or ``s``. `str()`
+    returns the shortest such text. Raise DurationError if the value is anything else, is not above
+    zero, or is more than a hundred years.
     """
 
     def __new__(cls, value: Any) -> Self:
-        """Build the duration that the value stands for."""
         try:
             self = super().__new__(cls, seconds=_seconds(value))
         except (OverflowError, ValueError):
@@ -65,6 +65,6 @@ def _seconds(value: Any) -> float:
 
 
 def short_repr(value: Any) -> str:
-    """Return the value as it is shown in a sentence."""
+    """Return the value's repr, cut off at 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:99]}…"

@@ -1,7 +1,7 @@
 """Which task runs on which schedule, as projects write it.
 
-Owns ``Periodic``, the decorator, and the sentences for invalid values in them. Never imports a task
-or touches the database: a path is only text until a runner, or a check, looks for it.
+Owns ``Periodic``, the decorator, and the messages about their invalid values. Never imports a task
+or touches the database: a path is only text until a runner or a check looks for its task.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,9 +15,9 @@ from ..exceptions import DurationError, ScheduleError
 from .duration import Duration, short_repr
 from .rules import Crontab, Every, Schedule, parse
 
-# Characters of a key: it stands in every row that the schedule fires.
+# Characters of a key, which is stored in every row that the schedule fires.
 MAX_KEY = 200
-# What becomes of ticks that came while no runner was there.
+# What to do with ticks that came while no runner was running.
 MISSED = ("latest", "skip", "all")
 
 
@@ -25,11 +25,16 @@ MISSED = ("latest", "skip", "all")
 class Periodic:
     """A schedule of a task, for OPTIONS["periodic"]. ``manage.py check`` validates it.
 
-    `spec` is a cron expression, a duration or a Schedule. `args` and `kwargs` are values, or
-    functions that return them, called at each tick. `retain` is how long finished rows stay.
-    `missed` decides about ticks that came while no runner was running: the latest one runs, or all
-    (at most 100), or they are skipped. Without `overlap` a tick is skipped while the previous run
-    has not finished. `key` distinguishes several schedules of one task; by default it is the path.
+    - `spec`: a cron expression, a duration, or a Schedule.
+    - `args`, `kwargs`: values, or functions that return them and are called at each tick.
+    - `retain`: how long finished rows stay, as a duration; None leaves it to the task.
+    - `timezone`: the time zone whose clocks count, if `spec` has none; Django's TIME_ZONE if None.
+    - `missed`: what to do with ticks that came while no runner was running. ``"latest"`` runs the
+      last one, ``"all"`` the last 100 at most, ``"skip"`` none that is more than 10 seconds late.
+    - `overlap`: if False, a tick is skipped while the previous run has not finished, and
+      ``"all"`` runs one missed tick only.
+    - `key`: tells several schedules of one task apart. The default is the path of the task; from
+      the second schedule of a task on, it is the path and the expression.
     """
 
     spec: Any
@@ -44,7 +49,7 @@ class Periodic:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleEntry:
-    """A schedule of a task whose values are valid; the task itself is not looked for."""
+    """A Periodic with valid values and the path of its task, which need not exist."""
 
     key: str
     task_path: str
@@ -56,21 +61,22 @@ class ScheduleEntry:
     overlap: bool = True
 
     def call(self) -> tuple[list[Any], dict[str, Any]]:
-        """Return the arguments of the next run. An exception of their functions is not caught."""
+        """Return args and kwargs for a run. Exceptions of functions that make them are raised."""
         args = self.args() if callable(self.args) else self.args
         kwargs = self.kwargs() if callable(self.kwargs) else self.kwargs
         return list(args), dict(kwargs)
 
 
-# By path: the task, and its schedules, the one nearest to @task first.
+# The task and its schedules by its path; the schedule nearest to @task comes first.
 _decorated: dict[str, tuple[Task, list[Periodic]]] = {}
 
 
 def periodic(spec: Any, **options: Any) -> Callable[[Task], Task]:
     """Run the task on a schedule: write ``@periodic("@daily")`` above ``@task``.
 
-    Takes what Periodic takes, and may be repeated. If OPTIONS["periodic"] has the same path, only
-    that counts. Raise ScheduleError if a value is not valid, TypeError if it is not above
+    Takes the arguments of Periodic, and may be repeated. Runners see it in the ``tasks`` modules of
+    installed apps, which they import. If OPTIONS["periodic"] names the same task, the decorators
+    are ignored. Raise ScheduleError if a value is not valid, TypeError if it is not above
     ``@task``.
     """
 
@@ -78,7 +84,7 @@ def periodic(spec: Any, **options: Any) -> Callable[[Task], Task]:
         if not isinstance(task, Task):
             raise TypeError(f"@periodic belongs above @task: {short_repr(task)} is not a task.")
         known, others = _decorated.get(task.module_path, (task, []))
-        # A module that is imported again declares everything again.
+        # A module that is imported again declares its schedules again.
         wanted = [*(others if known.func is task.func else []), Periodic(spec, **options)]
         _entries(task.module_path, wanted)
         _decorated[task.module_path] = (task, wanted)
@@ -88,7 +94,7 @@ def periodic(spec: Any, **options: Any) -> Callable[[Task], Task]:
 
 
 def decorated(alias: str, except_for: Iterable[str] = ()) -> dict[str, ScheduleEntry]:
-    """Return by key what decorators declare for the backend, without tasks of these paths."""
+    """Return the backend's decorated schedules by key, except those of tasks of these paths."""
     paths = _decorated.keys() - set(except_for)
     found = [(path, _decorated[path]) for path in sorted(paths)]
     return {
@@ -100,7 +106,7 @@ def decorated(alias: str, except_for: Iterable[str] = ()) -> dict[str, ScheduleE
 
 
 def read(value: Any) -> dict[str, ScheduleEntry]:
-    """Return by key what OPTIONS["periodic"] says; raise ScheduleError naming all mistakes."""
+    """Return the schedules of OPTIONS["periodic"] by key; raise ScheduleError for all mistakes."""
     if not isinstance(value, Mapping):
         raise ScheduleError(f"{short_repr(value)} is not a mapping from task paths to schedules.")
     entries: dict[str, ScheduleEntry] = {}
@@ -155,7 +161,7 @@ def _entry(path: str, item: Any, position: int) -> ScheduleEntry:
     if not isinstance(schedule, Crontab | Every):
         raise ScheduleError(f"{schedule!r} must be a Crontab or an Every.")
     # The key of a task's first schedule is its path, so that its expression may change. The keys of
-    # others contain what they say.
+    # the others contain their expression.
     key = one.key if one.key is not None else path if not position else f"{path} {schedule.text}"
     for sentence in _wrong(one, key):
         raise ScheduleError(sentence)
@@ -172,7 +178,7 @@ def _entry(path: str, item: Any, position: int) -> ScheduleEntry:
 
 
 def _wrong(one: Periodic, key: Any) -> Iterator[str]:
-    """Yield a sentence for each value that is not valid."""
+    """Yield a message for each value that is not valid."""
     if not isinstance(key, str) or not key.isprintable() or key != key.strip() or not key:
         yield f"{short_repr(key)} is not a valid key. Use printable text without outer spaces."
     elif len(key) > MAX_KEY:

@@ -30,46 +30,46 @@ from .zones import (
     parse_zone,
 )
 
-# A wall clock from which to look whether a line ever ticks.
+# A new Crontab must have a tick after this wall clock.
 ORIGIN = datetime(2000, 1, 1)  # noqa: DTZ001
-# Shorter periods would be work for a thread of the task's own, not for a row each.
+# A shorter period is work for a loop inside one task, not for a row at each tick.
 SHORTEST_PERIOD = timedelta(seconds=0.1)
 
 
 class Schedule(ABC):
-    """A rule for moments that come again and again: its ticks.
+    """A rule for recurring moments, its ticks. Crontab and Every are the two kinds.
 
-    A naive datetime is a wall clock, and what comes back is one. For an aware one the ticks are
-    those of the schedule's time zone, and come back in it; that zone is Django's TIME_ZONE unless
-    the schedule has its own.
+    Given an aware datetime, a method returns aware ticks in the schedule's time zone, which is
+    Django's TIME_ZONE unless the schedule has its own. A naive datetime is a wall clock: the ticks
+    are naive too, and no time zone is involved.
     """
 
     def __init__(self, timezone: str | tzinfo | None = None) -> None:
         self.timezone = None if timezone is None else parse_zone(timezone)
 
-    # The text that it is made from, and that stands for it in the database.
+    # The text that it is made from, as it is stored in the database.
     text: str
 
     @abstractmethod
     def _after(self, moment: datetime, zone: tzinfo) -> datetime:
-        """Return the first tick later than the moment, both in UTC, with the clocks of a zone.
+        """Return the first tick after the moment by the clocks of the zone; both are in UTC.
 
         Raise ScheduleExhausted if there is none.
         """
 
     def match(self, dt: datetime) -> bool:
-        """Tell whether the moment is a tick."""
-        # In UTC: Python compares datetimes of one zone by what their clocks show.
+        """Return whether the moment is a tick."""
+        # In UTC, because Python compares two datetimes of one zone by their wall clocks.
         return _utc(self.first(dt)) == _utc(dt)
 
     def first(self, after: datetime) -> datetime:
-        """Return the first tick at that moment or later."""
+        """Return the first tick at `after` or later; raise ScheduleExhausted if there is none."""
         return self.next((after if after.tzinfo is None else _utc(after)) - MICROSECOND)
 
     def next(self, after: datetime | None = None, until: datetime | None = None) -> datetime:
-        """Return the first tick later than `after`, which is now unless given.
+        """Return the first tick later than `after`, which is now by default.
 
-        Raise ScheduleExhausted if there is none, or none up to `until`, that moment included.
+        Raise ScheduleExhausted if there is none, or none up to and including `until`.
         """
         after = datetime.now(UTC) if after is None else after
         zone = UTC if after.tzinfo is None else self.zone
@@ -79,7 +79,7 @@ class Schedule(ABC):
         return tick.replace(tzinfo=None) if after.tzinfo is None else tick.astimezone(zone)
 
     def dates(self, after: datetime, until: datetime) -> Iterator[datetime]:
-        """Yield the ticks later than `after`, up to `until`, that moment included."""
+        """Yield the ticks later than `after`, up to and including `until`, in order."""
         while True:
             try:
                 after = self.next(after, until)
@@ -88,7 +88,7 @@ class Schedule(ABC):
             yield after
 
     def latest(self, after: datetime, until: datetime, count: int) -> list[datetime]:
-        """Return the last `count` ticks among those of dates(), without a walk through all."""
+        """Return the last `count` ticks of dates(), in order, without computing all of them."""
         window = MINUTE
         while True:
             is_all = _utc(until) - _utc(after) <= window
@@ -100,10 +100,10 @@ class Schedule(ABC):
 
     @property
     def zone(self) -> tzinfo:
-        """The time zone whose clocks count."""
+        """The schedule's own time zone, else Django's TIME_ZONE."""
         if self.timezone is not None:
             return self.timezone
-        # Not at the top: schedules are made in settings.
+        # Imported here, because schedules are made in settings.
         from django.utils.timezone import get_default_timezone
 
         return get_default_timezone()
@@ -126,9 +126,11 @@ class Schedule(ABC):
 
 
 class Every(Schedule):
-    """Ticks at whole multiples of the period since 1970 began, in UTC, whenever it was started.
+    """A schedule that ticks at whole multiples of a period since the start of 1970 in UTC.
 
-    Raise DurationError if the period is not a valid duration, ScheduleError if it is too short.
+    So the ticks do not depend on when a runner was started. `period` is a duration: seconds, a
+    timedelta, or text such as ``"15m"``. Raise DurationError if it is not a valid duration,
+    ScheduleError if it is shorter than 0.1 seconds.
     """
 
     def __init__(self, period: Any, timezone: str | tzinfo | None = None) -> None:
@@ -146,12 +148,14 @@ class Every(Schedule):
 
 
 class Crontab(Schedule):
-    """Ticks that a cron expression of five fields describes, to the minute.
+    """A schedule that ticks as a cron expression says, to the minute.
 
-    A fixed time that clocks skip in spring ticks once, at the end of the gap. A fixed time that
-    comes twice in autumn ticks the first time only. An expression whose minute or hour begins with
-    ``*`` is an interval: it ticks whenever the clock matches. ``~`` is a number that depends on
-    `key` alone. Raise CrontabError if the expression is not valid, or its date never comes.
+    `spec` has five fields (minute, hour, day of month, month, day of week), or is an alias such as
+    ``"@daily"``. A fixed time that clocks skip in spring ticks once, at the end of the gap. A fixed
+    time that comes twice in autumn ticks the first time only. An expression whose minute or hour
+    begins with ``*`` is an interval: it ticks whenever the clock matches. ``~`` is a number that
+    depends on `key` alone. Raise CrontabError if the expression is not valid, or if its date never
+    comes.
     """
 
     def __init__(self, spec: str, timezone: str | tzinfo | None = None, key: str = "") -> None:
@@ -168,7 +172,7 @@ class Crontab(Schedule):
             raise CrontabError(f"{spec!r} names a date that never comes.") from None
 
     def match(self, dt: datetime) -> bool:
-        """Tell whether the moment is in the minute of a tick."""
+        """Return whether the moment is in the minute of a tick."""
         return super().match(dt.replace(second=0, microsecond=0))
 
     def _after(self, moment: datetime, zone: tzinfo) -> datetime:
@@ -181,20 +185,20 @@ class Crontab(Schedule):
 
     def _after_by_wall(self, moment: datetime, zone: tzinfo) -> datetime:
         wall, tick = _wall(moment, zone), moment
-        # In the second pass of an hour that comes twice, its ticks have been.
+        # In the second pass of an hour that comes twice, its ticks are already over.
         while tick <= moment:
             wall = self._search(wall)
             tick = _moment_of(wall, zone)
         return tick
 
     def _after_by_time(self, moment: datetime, zone: tzinfo) -> datetime:
-        """Look for what the clock shows, with one offset at a time."""
+        """Search by the wall clock, between one change of the zone's offset and the next."""
         while True:
             wall = self._search(_wall(moment, zone)) - _offset(moment, zone)
             tick = wall.replace(tzinfo=UTC)
             near = min(tick, moment + WIDEST_CHANGE)
             if change := _change(moment, near, zone):
-                # Nothing ticks before it, and the clock may jump right to a tick.
+                # No tick comes before the change, and the clock may jump right to a tick.
                 wall = _wall(change, zone)
                 if self._search(wall - MICROSECOND) == wall:
                     return change
@@ -202,14 +206,14 @@ class Crontab(Schedule):
             elif near == tick:
                 return tick
             else:
-                # No time in between matches, whatever the offset.
+                # No time in between can match, whatever the offset is.
                 moment = max(near, tick - WIDEST_CHANGE)
 
     def _search(self, wall: datetime) -> datetime:
-        """Return the first minute after the naive wall clock that the line describes."""
+        """Return the first minute after the naive wall clock that matches the expression."""
         start, found = wall.replace(second=0, microsecond=0), []
         for finder in self._finders:
-            # A search moves the finder: each has its own.
+            # A search changes the finder, so each search copies it.
             with suppress(CroniterBadDateError, ValueError):
                 found.append(copy(finder).get_next(datetime, start_time=start))
         if not found:
@@ -225,7 +229,7 @@ class Crontab(Schedule):
 
 
 def parse(value: Any, timezone: str | tzinfo | None = None, key: str = "") -> Schedule:
-    """Return the schedule that a user's value stands for, in that zone unless it has its own.
+    """Return the schedule of a user's value, in `timezone` unless the value has its own.
 
     The value is a cron expression or alias, a duration (``"15m"``, a timedelta, seconds) or a
     Schedule. Raise CrontabError, DurationError or ScheduleError if it is not valid.

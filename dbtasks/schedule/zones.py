@@ -1,6 +1,6 @@
-"""Moments and wall clocks.
+"""Moments in UTC and wall clocks.
 
-Owns time zones and their changes of offset. Never knows a schedule.
+Owns time zones and the changes of their offsets. Never knows a schedule.
 """
 
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -10,7 +10,7 @@ from ..exceptions import ScheduleError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MINUTE, MICROSECOND = timedelta(minutes=1), timedelta(microseconds=1)
-# No two offsets of one zone were ever further apart, and none changed twice within a quarter of it.
+# Two offsets of one zone never differed by more, and none changed twice within a quarter of this.
 WIDEST_CHANGE = timedelta(hours=26)
 
 
@@ -29,12 +29,12 @@ def parse_zone(value: str | tzinfo) -> tzinfo:
 
 
 def _utc(moment: datetime) -> datetime:
-    """Return the moment in UTC; a naive wall clock as if it were there."""
+    """Return the moment in UTC; a naive datetime is taken as UTC."""
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def _wall(moment: datetime, zone: tzinfo) -> datetime:
-    """Return what the clocks of the zone show at that moment."""
+    """Return the wall clock of the zone at that moment."""
     return moment.astimezone(zone).replace(tzinfo=None, fold=0)
 
 
@@ -43,7 +43,7 @@ def _offset(moment: datetime, zone: tzinfo) -> timedelta:
 
 
 def _moment_of(wall: datetime, zone: tzinfo) -> datetime:
-    """Return, in UTC, when clocks first show that; if they skip it, when they do so."""
+    """Return the moment in UTC when the clocks of the zone first show `wall`, or skip it."""
     here = wall.replace(tzinfo=zone)
     before, after = (here.replace(fold=n).utcoffset() or timedelta() for n in (0, 1))
     if before >= after:
@@ -53,7 +53,7 @@ def _moment_of(wall: datetime, zone: tzinfo) -> datetime:
 
 
 def _change(start: datetime, end: datetime, zone: tzinfo) -> datetime | None:
-    """Return when, after the start and up to the end, the zone's offset first changes."""
+    """Return when the zone's offset first changes after `start`, up to `end`; None if never."""
     offset, step = _offset(start, zone), WIDEST_CHANGE / 4
     while _offset(near := min(start + step, end), zone) == offset:
         if near == end:
