@@ -35,9 +35,9 @@ class Task(base.Task):
       up. The default starts at 5 seconds, doubles up to an hour, and varies by a half.
     - `retry_on`, `discard_on`: exceptions after which the task is retried, and those after which it
       never is.
-    - `timeout`: how long one attempt may take, as a duration.
-    - `on_lost`: ``"retry"`` or ``"fail"`` the row when its worker is lost.
-    - `retain`: how long the finished row stays, as a duration.
+    - `timeout`: how long one attempt may take, given as a duration.
+    - `on_lost`: what happens to a row whose worker is lost: ``"retry"`` or ``"fail"``.
+    - `retain`: how long the finished row stays, given as a duration.
     - `enqueue_on_commit`: write the row when the caller's transaction commits. True is the
       transaction of the default database, an alias that of another database.
     - `meta`: a dict of JSON that is stored with each call, such as a trace id.

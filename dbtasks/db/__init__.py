@@ -1,7 +1,7 @@
-"""Talking to the database from threads of our own.
+"""Access to the database from dbtasks' own threads.
 
 Owns time limits of calls, threads that keep a connection, and how connections are left behind.
-Never knows a table.
+Never names a table.
 
 Read in this order: timeouts, connections, service.
 """

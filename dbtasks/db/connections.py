@@ -1,6 +1,6 @@
 """The connections of the current thread.
 
-Owns how they are left behind between two tasks. Never opens one.
+Owns how a task leaves them, and calls after a commit. Never opens one.
 """
 
 import logging
@@ -17,9 +17,9 @@ logger = logging.getLogger("dbtasks.runner")
 def leave_clean(task_path: str, keep: bool = False) -> None:
     """Close this thread's connections that are broken, too old, or inside a transaction.
 
-    Runs between two tasks of one thread. A transaction left open is rolled back, and said so.
-    With `keep`, connections that Django would close after each request stay open for the next
-    task; one that came from a pool always goes back to it.
+    Runs between two tasks of one thread. A transaction left open is rolled back, with a warning.
+    With `keep`, connections that Django would close after each request stay open for the next task.
+    A connection from a pool always returns to it.
     """
     for connection in connections.all(initialized_only=True):
         # With DEBUG each connection would remember thousands of statements.
@@ -40,7 +40,7 @@ def leave_clean(task_path: str, keep: bool = False) -> None:
 
 
 def roll_back_open(connection: Any, depth: int, task_path: str) -> None:
-    """Roll back the blocks beyond that depth, which the task has entered and not left."""
+    """Roll back the atomic blocks beyond `depth`, which the task has entered and not left."""
     for block in reversed(connection.atomic_blocks[depth:]):
         logger.warning(
             "%s left a transaction open on %r; it was rolled back", task_path, connection.alias
@@ -49,16 +49,16 @@ def roll_back_open(connection: Any, depth: int, task_path: str) -> None:
 
 
 def drop(connection: Any) -> None:
-    """Close the connection, whatever state it is in; the next use makes a new one."""
+    """Close the connection, whatever its state; the next use makes a new one."""
     connection.in_atomic_block = False
     if connection.vendor == "sqlite" and connection.connection is not None:
-        # A cursor in the middle of its rows, which a traceback may hold for long, keeps a closed
-        # connection of SQLite, and its transaction, from ending.
+        # A traceback may hold a cursor in the middle of its rows for long. That would keep a closed
+        # SQLite connection, and its transaction, from ending.
         with suppress(Exception):
             connection.connection.rollback()
     with suppress(Exception):
         connection.close()
-    # A new wrapper: the old one still believes in its open blocks.
+    # The next use gets a new wrapper: the old one still lists its open blocks.
     del connections[connection.alias]
 
 
@@ -71,7 +71,7 @@ def disconnect() -> None:
 
 
 def is_broken(connection: Any) -> bool:
-    """Tell whether the connection's transaction can only be rolled back."""
+    """Return whether the connection's transaction can only be rolled back."""
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
@@ -82,7 +82,7 @@ def is_broken(connection: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class AfterCommit:
-    """What waits for a commit on behalf of this package; only wakes runners."""
+    """A callback of dbtasks that waits for a commit. It only wakes runners."""
 
     call: Callable[[], None]
 
@@ -91,9 +91,9 @@ class AfterCommit:
 
 
 def after_commit(db: str, call: Callable[[], None]) -> None:
-    """Call it once the caller's transaction has committed, or now if there is none.
+    """Call `call` after the caller's transaction has committed, or now if there is none.
 
-    With autocommit switched off nobody knows when that is, and the call is dropped.
+    With autocommit off the commit cannot be noticed, and the call is dropped.
     """
     connection = connections[db]
     if connection.in_atomic_block or connection.get_autocommit():

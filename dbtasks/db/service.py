@@ -1,4 +1,4 @@
-"""A thread that talks to the database.
+"""A thread that uses the database.
 
 Owns its life: start, rounds, pauses after an error, and closing its connections at the end. Never
 knows what a round does.
@@ -14,7 +14,7 @@ logger = logging.getLogger("dbtasks.runner")
 
 
 class Pauses:
-    """The seconds to wait between two tries: each twice as long as the one before."""
+    """The seconds to wait between two tries: each time twice as long, up to `longest`."""
 
     def __init__(self, first: float = 0.1, longest: float = 2.0) -> None:
         self.first, self.longest = first, longest
@@ -26,7 +26,7 @@ class Pauses:
         return pause
 
     def reset(self) -> None:
-        """Begin again with the first pause: the last try has succeeded."""
+        """Start again with the first pause, because the last try has succeeded."""
         self._next = self.first
 
 
@@ -38,7 +38,7 @@ class Service(ABC):
         self._thread = threading.Thread(target=self._live, name=f"dbtasks-{name}", daemon=True)
 
     def start(self) -> None:
-        """Begin to work; return at once."""
+        """Start the thread; return at once."""
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
@@ -60,7 +60,7 @@ class Service(ABC):
 
     @abstractmethod
     def work(self) -> None:
-        """Work until `_stopping` is set. This is the thread's whole life."""
+        """Work until `_stopping` is set. The thread ends when this returns."""
 
 
 class RoundService(Service):
@@ -83,13 +83,13 @@ class RoundService(Service):
             try:
                 wait = self.round()
                 self._pauses.reset()
-            except Exception as error:  # whatever the database raises: it comes back
+            except Exception as error:  # whatever the database raises; it will be back
                 self.failed(error)
                 connections.close_all()
                 wait = self._pauses.next()
 
     def _pause(self, seconds: float) -> bool:
-        """Wait so many seconds, or until woken; return whether the thread must end."""
+        """Wait, or until woken; return whether the thread must end."""
         if seconds > 0:
             self._wakeup.wait(seconds)
         self._wakeup.clear()
@@ -101,7 +101,7 @@ class RoundService(Service):
 
     @abstractmethod
     def round(self) -> float:
-        """Do what there is to do; return the seconds until the next round."""
+        """Do what is due; return the seconds until the next round."""
 
     @abstractmethod
     def failed(self, error: Exception) -> None:
@@ -109,7 +109,7 @@ class RoundService(Service):
 
 
 def pause_after(error: Exception, db: str, seconds: float, stop: threading.Event) -> bool:
-    """Log the error, drop the connection and wait; return False if told to stop meanwhile."""
+    """Log the error, close the connection and wait; return False if `stop` is set meanwhile."""
     logger.error("The database failed, next try in %.1f s: %s", seconds, error)
     connections[db].close()
     return not stop.wait(seconds)

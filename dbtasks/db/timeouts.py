@@ -1,8 +1,8 @@
 """Time limits of calls to the database.
 
-Owns how long the database, or the network, may leave a thread of ours without an answer: a server's
-own timeouts do not help when its answer never arrives. Never touches connections of task code, nor
-SQLite, which only waits for its file.
+Owns how long a thread of dbtasks waits for an answer: a server's own timeouts do not help when its
+answer never arrives. Never limits the connections of task code, or SQLite, which only waits for its
+file.
 """
 
 import logging
@@ -26,17 +26,17 @@ CALL_TIMEOUT = 10.0
 BEAT_TIMEOUT = 3.0
 # Seconds that connecting may take.
 CONNECT_TIMEOUT = 3
-# After calls that failed in a row, the next one may take up to so many times as long: the database
-# may be slow.
+# After calls that failed in a row, a call may take up to this many times as long, because the
+# database may be slow.
 MAX_FACTOR = 6
-# Seconds between two looks at the calls under way.
+# Seconds between two checks of the running calls.
 WATCH_INTERVAL = 0.25
 # Seconds that a server has to cancel a statement.
 CANCEL_TIMEOUT = 1.0
-# By default MySQL keeps a statement whose caller has gone for 50 seconds.
+# By default MySQL lets a statement wait 50 seconds for a lock after its caller has gone.
 MYSQL_INIT = "SET SESSION innodb_lock_wait_timeout=5"
 
-# By thread: when its call must have ended, on the monotonic clock, and on which connection it is.
+# The running call of each thread, by thread id.
 _calls: dict[int, "call_timeout"] = {}
 _busy = threading.Event()
 _lock = threading.Lock()
@@ -44,11 +44,11 @@ _watcher: threading.Thread | None = None
 
 
 class call_timeout:
-    """A context manager that limits what this thread asks of the connection, in seconds.
+    """A context manager that ends the block's calls on the connection after `seconds`.
 
-    A statement that takes longer is cancelled; without an answer to that, the connection is cut.
-    Either raises OperationalError or InterfaceError in this thread. Connecting, where it is needed
-    first, may take as long again. Does not nest.
+    A statement that still runs is cancelled; if that is not answered, the connection is cut. Both
+    raise OperationalError or InterfaceError in this thread. If the thread has to connect first,
+    that may take as long again. Does not nest.
     """
 
     __slots__ = ("connection", "end", "seconds", "until")
@@ -60,14 +60,14 @@ class call_timeout:
         if self.connection.vendor == "sqlite":
             return
         if self.connection.connection is None:
-            # The driver limits the connecting; Django then has words with the server, without end.
+            # The driver limits connecting. Django then runs statements of its own, without a limit.
             self.end = None
             self._watch()
             try:
                 self.connection.ensure_connection()
             finally:
                 self._leave()
-        # Asked for here, because MySQL's driver tells it to no other thread.
+        # Read here, because MySQL's driver shows it to no other thread.
         self.end = _end_of(self.connection.connection)
         self._watch()
 
@@ -89,16 +89,16 @@ class call_timeout:
 
 @contextmanager
 def bounded_connect(db: str, longest: float = CALL_TIMEOUT * MAX_FACTOR) -> Iterator[None]:
-    """Let connecting in this thread take a few seconds at most, unless the settings say more.
+    """Limit connecting in this thread to a few seconds, unless the settings have a limit.
 
-    `longest` is what any call in it may take, in seconds.
+    `longest` is the longest time that a call in the block may take, in seconds.
     """
     connection: Any = connections[db]
     settings = connection.settings_dict
     ours: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT}
     if connection.vendor == "mysql":
         ours["init_command"] = MYSQL_INIT
-        # Its driver speaks to the server before it shows a connection that could be cut.
+        # Its driver uses the network before it shows a connection that could be cut.
         ours["read_timeout"] = math.ceil(longest)
     if connection.vendor in ("postgresql", "mysql"):
         connection.settings_dict = settings | {"OPTIONS": ours | settings["OPTIONS"]}
@@ -109,7 +109,7 @@ def bounded_connect(db: str, longest: float = CALL_TIMEOUT * MAX_FACTOR) -> Iter
 
 
 def _start() -> None:
-    """See to it that somebody watches, in this process too if it was forked."""
+    """Start the watcher unless it runs. A forked process needs one of its own."""
     global _watcher
     with _lock:
         if _watcher is None or not _watcher.is_alive():
@@ -118,7 +118,7 @@ def _start() -> None:
 
 
 def _watch() -> None:
-    """End calls that take too long. The thread's whole life; it sleeps while there are none."""
+    """End calls that take too long. Runs in the watcher, which sleeps while there are none."""
     while _busy.wait():
         _busy.clear()
         while _calls:
@@ -130,7 +130,7 @@ def _watch() -> None:
 
 
 def _end_of(raw: Any) -> int | None:
-    """Return the file number of the connection's socket, None if it is closed already."""
+    """Return the descriptor of the connection's socket; None if it is closed already."""
     with suppress(Exception):  # whatever the driver raises; the call will fail by itself
         return int(raw.fileno())
     return None
@@ -141,8 +141,8 @@ def _end(ident: int, call: call_timeout) -> None:
     end = _end_of(raw) if call.end is None else call.end
     logger.warning("The database has not answered in time; the call is cancelled")
     if hasattr(raw, "cancel_safe"):
-        # Where a lock is waited for, this leaves nothing behind on PostgreSQL. In a thread of its
-        # own, because an old libpq knows of no timeout.
+        # On PostgreSQL this ends a wait for a lock and leaves nothing behind. It needs a thread of
+        # its own, because an old libpq has no timeout for it.
         canceller = threading.Thread(target=_cancel, args=(raw,), daemon=True)
         canceller.start()
         canceller.join(CANCEL_TIMEOUT)
@@ -154,12 +154,12 @@ def _end(ident: int, call: call_timeout) -> None:
 def _cancel(raw: Any) -> None:
     with suppress(Exception):  # whatever the driver raises; the connection will be cut
         raw.cancel_safe(timeout=CANCEL_TIMEOUT / 2)
-        # The thread hears of it by its own connection.
+        # The thread receives the error on its own connection.
         time.sleep(CANCEL_TIMEOUT / 10)
 
 
 def _cut(end: int | None) -> None:
-    """Shut the connection's socket: whoever reads from it, in whichever thread, is told."""
+    """Shut down the connection's socket, which ends a read in any thread."""
     if end is not None:
         with suppress(OSError), socket.socket(fileno=os.dup(end)) as shut:
             shut.shutdown(socket.SHUT_RDWR)

@@ -1,7 +1,7 @@
-"""Who is alive.
+"""Which workers are alive.
 
-Owns the names of processes, the beat of whoever runs tasks, and a runner's judgement of others by
-theirs. Never compares the clocks of two machines, and never settles a row itself.
+Owns worker ids, the beat of each process that runs tasks, and the decision that a worker is lost.
+Never compares the clocks of two machines, and never settles a row itself.
 
 Read in this order: identity, beat, heartbeat.
 """

@@ -1,6 +1,6 @@
 """The beat of a process that runs tasks without a Runner.
 
-Owns being a live worker for as long as a block runs. Never looks at other workers.
+Owns one live worker, for as long as a block runs. Never looks at other workers.
 """
 
 import logging
@@ -18,19 +18,18 @@ from .identity import process_identity
 
 logger = logging.getLogger("dbtasks.runner")
 
-# Beats in the time after which a silent worker is declared lost: three may be missed.
+# Beats within the worker timeout: a worker that misses three is not lost yet.
 BEATS = 4
-# Seconds between two looks at the processes of this host, and after a beat that failed.
+# Seconds between two checks of the processes of this host, and after a beat that failed.
 RECHECK_INTERVAL = 1.0
 
 
 @contextmanager
 def alive(db: str, worker_id: str, backend: str, timeout: float) -> Iterator[bool]:
-    """Be a live worker while the block runs; yield whether that is so.
+    """Register a live worker while the block runs; yield whether that was done.
 
-    It is not so inside a transaction, nor in a database in memory: what is written there would not
-    outlive the process. The beats come from a thread and a connection of their own, which are not
-    used before the first beat is due.
+    It is not done inside a transaction, nor with a database in memory: a row there does not outlive
+    the process. The worker beats in its own thread, which connects when the first beat is due.
     """
     connection: Any = connections[db]
     in_memory = connection.vendor == "sqlite" and connection.is_in_memory_db()
@@ -44,7 +43,7 @@ def alive(db: str, worker_id: str, backend: str, timeout: float) -> Iterator[boo
         yield True
     finally:
         beat.stop(RECHECK_INTERVAL)
-        # Should this fail, others declare the worker lost, as one that was killed.
+        # If this fails, others declare the worker lost, like one that was killed.
         with suppress(Error):
             workers.leave(db, worker_id)
 
@@ -76,6 +75,6 @@ class Beat(RoundService):
 
 
 def clock() -> float:
-    """Return seconds that count on while the machine sleeps, where there is such a clock."""
+    """Return the seconds of a clock that goes on while the machine sleeps, if there is one."""
     boottime = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boottime is None else time.clock_gettime(boottime)

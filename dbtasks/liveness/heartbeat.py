@@ -1,8 +1,8 @@
 """The heartbeat of a runner.
 
-Owns its beat, its judgement of other workers, and when their rows are rescued. Never compares the
-clocks of two machines: a worker is lost when its beat has stood still for as long as this process
-has counted.
+Owns its beat, the decision that another worker is lost, and when the rows of lost workers are
+rescued. Never compares the clocks of two machines: a worker is lost when its beat has not changed
+for `worker_timeout` seconds, counted by this process.
 """
 
 import logging
@@ -22,27 +22,27 @@ from .identity import host_key, is_gone, process_identity
 
 logger = logging.getLogger("dbtasks.runner")
 
-# Seconds until the next look at a worker that is reported as ended and still registered.
+# Seconds until a worker that was reported as ended, and is still registered, is checked again.
 MISSED_RECHECK = 0.5
-# Part of the timeout after which a silent worker is lost whose PostgreSQL session is gone. It is
-# more than a beat takes, because a session may break while the worker lives.
+# Share of the timeout after which a silent worker is lost if its PostgreSQL session is gone. It is
+# longer than the time between two beats, because a session may break while the worker lives.
 HINTED_SHARE = 0.35
-# Beats between two looks at what is RUNNING in the worker's own name.
+# Beats between two checks of the rows RUNNING in the worker's own name.
 RECONCILE_BEATS = 3
-# Part of the timeout after which a runner that cannot beat starts nothing more.
+# Share of the timeout after which a runner that cannot beat starts nothing more.
 TRUSTED_SHARE = 0.75
 
-# The claims of this process, as id and fence; None while one is on its way.
+# Returns the claims of this process, as id and fence; None while a claim is on its way.
 HeldClaims = Callable[[], set[tuple[Any, int]] | None]
 
 
 class Heartbeat(RoundService):
     """Beats for one worker, watches the others, and has the rows of lost ones rescued.
 
-    It has a thread and a connection of its own: neither a busy pool nor a long purge stops it.
-    `on_evicted` is called, in this thread, when others have declared this worker lost, and
+    It has a thread and a connection of its own, so that neither a busy pool nor a long purge stops
+    it. `on_evicted` is called, in this thread, when others have declared this worker lost, and
     `poll_now` when there may be rows to claim. `rescue` settles some rows of lost workers and
-    returns them; `release_orphans` settles claims of this worker that it never heard of.
+    returns them. `release_orphans` requeues claims that never reached this worker.
     """
 
     def __init__(
@@ -65,21 +65,21 @@ class Heartbeat(RoundService):
         self._rescue_some, self._release_orphans = rescue, release_orphans
         self._on_evicted, self._poll_now = on_evicted, poll_now
         self._held_claims = held_claims
-        # Claims in this worker's name that it did not know of at the last look, and beats so far.
+        # Claims in this worker's name that it did not know at the last check, and beats so far.
         self._strays: set[tuple[Any, int]] = set()
         self._beats = 0
         self._next_beat = 0.0
-        # Workers whose process is reported as ended.
+        # Workers whose process was reported as ended.
         self._missed: set[str] = set()
-        # Whether what was lost before this runner began has been rescued.
+        # True once rows of workers lost before this runner began have been rescued.
         self.has_looked = False
-        # By worker id: its last beat, and the seconds it has stood still since.
+        # By worker id: its last beat, and the seconds for which that has not changed.
         self._seen: dict[str, tuple[int, float]] = {}
-        # The workers of this host, as they were then.
+        # The live workers of this host, at the last check.
         self._neighbours: list[Worker] = []
-        # By worker id: when the server had started under which its session was seen.
+        # By worker id: when the server started on which its session was seen.
         self._sessions: dict[str, Any] = {}
-        # Whether the session of a silent worker is gone.
+        # True while the session of a live worker is gone.
         self._is_alarmed = False
         self._watched_at = self._beat_at = clock()
         workers.register(db, worker_id, backend, *process_identity())
@@ -100,7 +100,8 @@ class Heartbeat(RoundService):
 
     def round(self) -> float:
         if clock() >= self._next_beat:
-            # The first one at once: a process that was killed and started again finds its rows.
+            # The first beat is immediate: a process that was killed and started again rescues its
+            # rows.
             self._next_beat = clock() + self._timeout / BEATS * random.uniform(0.8, 1.0)
             self._beat()
             self._watch()
@@ -127,13 +128,13 @@ class Heartbeat(RoundService):
             self._on_evicted()
             self._beat_at = clock()
         if not (was_trusted and is_known):
-            # It has claimed nothing since it was declared lost, or might have been.
+            # The worker has claimed nothing while it was, or might have been, declared lost.
             self._poll_now()
 
     def _watch(self) -> None:
-        """Look at the other workers, and rescue the rows of those that are lost."""
+        """Check the other workers, and rescue the rows of those that are lost."""
         now, missed = clock(), tuple(self._missed)
-        # A longer time between two looks was sleep, perhaps of this machine: nobody was silent.
+        # If more time has passed, this machine may have slept: the others were not silent.
         passed = min(now - self._watched_at, self._timeout / BEATS * 1.2)
         self._watched_at = now
         seen = {}
@@ -153,7 +154,7 @@ class Heartbeat(RoundService):
             if is_silent or other.worker_id in missed or is_gone(other):
                 is_any_lost |= self._declare_lost(other)
         self._seen = seen
-        # One that is still there has been declared lost just now, or had a beat on its way.
+        # Those still listed were declared lost just now, or had a beat on its way.
         self._missed.difference_update(set(missed) - seen.keys())
         if is_any_lost:
             self._rescue()
@@ -164,9 +165,9 @@ class Heartbeat(RoundService):
             self._poll_now()
 
     def _lost_sessions(self, others: list[Worker]) -> set[str]:
-        """Return which of them had a PostgreSQL session and have none now.
+        """Return the ids of those that had a PostgreSQL session and have none now.
 
-        A restart of the server ends all sessions, so only what was seen since then counts.
+        A restart of the server ends all sessions, so only sessions seen since then count.
         """
         found = workers.sessions(self._db) if others else None
         if found is None:
@@ -179,15 +180,15 @@ class Heartbeat(RoundService):
         return (before & names) - there
 
     def _reconcile(self) -> None:
-        """Every third beat, release rows RUNNING in this worker's name that it does not know.
+        """Release rows RUNNING in this worker's name that it does not know, at every third beat.
 
-        These are the rows of a claim whose reply was lost. They must be seen twice in a row.
+        The reply to their claim was lost. Two checks in a row must have found them.
         """
         self._beats += 1
         if self._beats % RECONCILE_BEATS:
             return
-        # In this order: what is claimed after the look is not in it, and what was claimed before
-        # is held, settled, or still on its way.
+        # In this order: a row claimed after the query is not in it, and one claimed before is held,
+        # settled, or still on its way.
         with call_timeout(connections[self._db], BEAT_TIMEOUT):
             running = workers.running(self._db, self.worker_id)
         held = self._held_claims()
@@ -202,7 +203,7 @@ class Heartbeat(RoundService):
         self._strays = strays - found
 
     def _declare_lost(self, other: Worker) -> bool:
-        """Declare that worker lost unless it has had a beat since; return whether it is."""
+        """Declare that worker lost unless it has beaten since; return whether that was done."""
         with call_timeout(connections[self._db]):
             is_lost = workers.declare_lost(self._db, other.worker_id, other.beat)
         if is_lost:

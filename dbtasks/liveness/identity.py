@@ -1,6 +1,6 @@
-"""Which process is which.
+"""The identity of processes.
 
-Owns worker ids, and what tells whether a process on this host has ended. Never asks another host.
+Owns worker ids, and the check whether a process on this host has ended. Never asks another host.
 """
 
 import os
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 def make_worker_id(name: str | None = None) -> str:
-    """Return an id that no other process start has: the name, or host and pid, and random text."""
+    """Return an id unique to this start: the name, or host and pid, and random text."""
     name = name or f"{platform.node() or 'host'}-{os.getpid()}"
     return f"{name[:100]}-{secrets.token_hex(4)}"
 
 
 def process_identity() -> tuple[str, int, int]:
-    """Return the host key of this process, its pid, and when it started."""
+    """Return the host key of this process, its pid, and its start in ticks since boot."""
     return host_key(), os.getpid(), _started(os.getpid()) or 0
 
 
 @cache
 def host_key() -> str:
-    """Return what identifies this process table, such as a container; "" if that is unknown."""
+    """Return a key of this host or container, where pids are unique; "" if that is unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{platform.node()[:60]} {boot} {os.readlink('/proc/self/ns/pid')}"
@@ -36,7 +36,7 @@ def host_key() -> str:
 
 
 def is_gone(worker: "Worker") -> bool:
-    """Tell whether the worker's process has certainly ended. Only its own host can know."""
+    """Return whether the worker's process has certainly ended. Only its own host can know."""
     if not worker.host_key or worker.pid is None or worker.host_key != host_key():
         return False
     try:
@@ -44,14 +44,14 @@ def is_gone(worker: "Worker") -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        # Another user's process. This one may not be allowed to see when it started.
+        # Another user's process, whose start this one may not be allowed to read.
         pass
     started = _started(worker.pid)
     return started is not None and started != worker.pid_started
 
 
 def _started(pid: int) -> int | None:
-    """Return when that process started, in ticks since boot, 0 if it ended; None if unknown."""
+    """Return when that process started, in ticks since boot; 0 if it ended, None if unknown."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,7 +1,7 @@
 """What a project configures: the OPTIONS of a backend, and the options of a runner.
 
 Owns each option's name, default, bounds and help, once. Never touches the database or the app
-registry: tasks are imported, and their backend made, before apps are ready.
+registry, because tasks are imported, and their backend is made, before apps are ready.
 
 Read in this order: values, backend, runner.
 """

@@ -1,6 +1,6 @@
 """OPTIONS of a backend, parsed once into one frozen dataclass.
 
-Owns every default, and the sentence for each option that is not valid. Never touches the database
+Owns every default, and the message about each option that is not valid. Never touches the database
 or the app registry.
 """
 
@@ -25,7 +25,7 @@ from ..schedule.periodic import read as read_periodic
 class Retention:
     """How long finished rows stay: for ever by default.
 
-    A task's own path wins over a status, a status over ``"*"``.
+    The path of a task wins over a status, a status over ``"*"``.
     """
 
     rules: Mapping[str, Duration | None] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Retention:
 
     @classmethod
     def parse(cls, value: Any) -> "Retention":
-        """Return the retention written as one duration, or as a mapping to durations."""
+        """Return the retention of a duration, or of a mapping from paths, statuses or ``"*"``."""
         rules = value if isinstance(value, Mapping) else {"*": value}
         for key in rules:
             if not (key in FINISHED or key == "*" or (isinstance(key, str) and "." in key)):
@@ -51,34 +51,34 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What ``TASKS[alias]["OPTIONS"]`` says, with all defaults."""
+    """The values of ``TASKS[alias]["OPTIONS"]``, with all defaults."""
 
-    # Run inside enqueue(), no runner needed; rows are still written.
+    # Run tasks inside enqueue(), without a runner. Rows are still written.
     immediate: bool = False
-    # Send task_enqueued, task_started and task_finished.
+    # Send the signals task_enqueued, task_started and task_finished.
     signals: bool = True
     # How long finished rows stay before the runner purges them.
     retain: Retention = field(default_factory=Retention)
-    # Which tasks run on which schedule, by key: {path: "30 3 * * 1-5", or "15m", or Periodic(…)}.
+    # Schedules by key, written as {path: "30 3 * * 1-5", or "15m", or Periodic(…)}.
     periodic: Mapping[str, ScheduleEntry] = field(default_factory=dict)
-    # Seconds of silence after which a runner is declared lost; it beats every quarter.
+    # Seconds without a heartbeat after which a runner is declared lost. It sends four in that time.
     worker_timeout: float = 20.0
-    # Attempts that may end in an exception, unless the task says otherwise.
+    # Attempts that may end in an exception, unless the task has its own number.
     max_attempts: int = 1
     # Seconds before the next attempt, a list of them, or a function; None grows exponentially.
     backoff: policy.Backoff | None = None
-    # Seconds that one attempt may take; None is for ever.
+    # Seconds that one attempt may take; None is no limit.
     timeout: float | None = None
-    # "retry" or "fail": what becomes of a task whose worker is lost.
+    # "retry" or "fail": what happens to a task whose worker is lost.
     on_lost: str = "retry"
-    # Alias of the database that holds the queue, when no router says otherwise.
+    # Alias of the database that holds the queue, unless a router chooses another.
     database: str = DEFAULT_DB_ALIAS
-    # Write the row when the caller's transaction commits: True for the default database's
-    # transaction, or the alias of another; for a queue in a database of its own.
+    # Write the row when the caller's transaction commits, for a queue in a database of its own.
+    # True is the transaction of the default database, an alias that of another database.
     enqueue_on_commit: bool | str = False
-    # Modules, beside installed apps and the project's package, that may be imported for a row.
+    # Modules that may be imported for a row, besides those of installed apps and the project.
     task_modules: tuple[str, ...] = ()
-    # Bytes of JSON that the arguments, and the return value, may each take.
+    # Bytes of JSON that args, kwargs, meta and the return value may each take.
     max_payload: int = 262_144
     # Parts of names whose values the admin masks in arguments and results.
     mask: tuple[str, ...] = ("password", "passwd", "token", "secret", "auth", "cookie", "key")
@@ -136,7 +136,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
 
 
 def problems(alias: str, raw: Any) -> list[str]:
-    """Return a sentence for each invalid option of that backend, in their order."""
+    """Return a message for each invalid option of that backend, in the order of OPTIONS."""
     return _parse(alias, raw)[1]
 
 

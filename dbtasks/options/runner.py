@@ -1,8 +1,7 @@
 """The options of a runner, each declared once.
 
-Owns name, flag, environment variable, default, bounds and help of each. `taskrunner`, `serve`, the
-runners inside web servers, `--help` and the tables of the documentation are made from here. Never
-starts a runner.
+Owns the name, flag, environment variable, default, bounds and help of each. `taskrunner`, `serve`
+and the runners inside web servers read them from here. Never starts a runner.
 """
 
 import os
@@ -14,7 +13,7 @@ from . import values
 
 
 def default_workers() -> int:
-    """Return how many threads a runner has unless told: the processors but one, at least one."""
+    """Return the default number of threads: one less than there are CPUs, at least one."""
     count = getattr(os, "process_cpu_count", os.cpu_count)()
     return max(1, (count or 1) - 1)
 
@@ -52,22 +51,22 @@ class RunnerOptions:
 class RunnerOption:
     """One option: how it is written on a command line and in the environment."""
 
-    # The argument of Runner.
+    # The name of the argument of Runner.
     name: str
     flags: tuple[str, ...]
     help: str
     metavar: str | None = None
-    # Reads the text of a flag or a variable; raises ArgumentTypeError with a sentence.
+    # Parses the text of a flag or a variable; raises ArgumentTypeError if it is not valid.
     read: Callable[[str], Any] = str
     # What commands use if neither flag nor variable is given.
     default: Any = None
     # The environment variable that runners inside web servers read; None if they have none.
     variable: str | None = None
-    # What argparse needs beyond that.
+    # Further arguments for argparse.
     extra: dict[str, Any] = field(default_factory=dict)
 
     def read_variable(self, text: str) -> Any:
-        """Return the value that the text of the variable stands for; several have commas."""
+        """Return the value of the variable's text. Commas separate the items of a list."""
         return values.names(text) if self.extra.get("action") == "append" else self.read(text)
 
 
@@ -75,7 +74,7 @@ RUNNER_OPTIONS = (
     RunnerOption(
         "workers",
         ("-w", "--workers", "-t", "--threads"),
-        f"Threads that run tasks (default: the CPUs but one, here {default_workers()}).",
+        f"Threads that run tasks (default: CPUs minus one, here {default_workers()}).",
         "N",
         values.whole("number of threads", 1, 1000),
         default_workers(),
@@ -84,7 +83,7 @@ RUNNER_OPTIONS = (
     RunnerOption(
         "worker_id",
         ("-i", "--worker-id"),
-        "Start of the worker's name; random text is added (default: host and pid).",
+        "Beginning of the worker's name; random text is added (default: host and pid).",
         "ID",
         values.worker_name,
         variable="DBTASKS_WORKER_ID",
@@ -117,7 +116,7 @@ RUNNER_OPTIONS = (
     RunnerOption(
         "init_periodic",
         ("--no-periodic",),
-        "Fire no schedules; only run what others enqueue.",
+        "Fire no schedules; only run enqueued tasks.",
         read=values.switch,
         default=True,
         variable="DBTASKS_PERIODIC",
@@ -126,7 +125,7 @@ RUNNER_OPTIONS = (
     RunnerOption(
         "grace",
         ("--grace",),
-        "Seconds that running tasks get after the first signal (default: 30).",
+        "Seconds that running tasks may take after the first signal (default: 30).",
         "S",
         values.seconds("grace period", 0, 86_400),
         30.0,
@@ -142,7 +141,7 @@ RUNNER_OPTIONS = (
     RunnerOption(
         "max_tasks",
         ("--max-tasks",),
-        "Stop after so many tasks (default: go on).",
+        "Stop after this many tasks (default: no limit).",
         "N",
         values.whole("number of tasks", 1, 10**12),
     ),

@@ -1,6 +1,6 @@
-"""Reading values as people write them on a command line or in the environment.
+"""Parsers of values on a command line or in the environment.
 
-Owns the sentence for each text that is not valid. Never knows which option a value is for.
+Owns the message about each text that is not valid. Never knows which option a value is for.
 """
 
 import re
@@ -40,7 +40,7 @@ def seconds(what: str, least: float, most: float) -> Callable[[str], float]:
 
 
 def duration(text: str) -> Duration:
-    """Return the duration that the text, or the number of seconds in it, stands for."""
+    """Return the duration of a text such as ``7d``, or of a number of seconds."""
     found = _seconds(text)
     try:
         return Duration(text if found is None else found)
@@ -49,7 +49,7 @@ def duration(text: str) -> Duration:
 
 
 def _seconds(text: str) -> float | None:
-    """Return the seconds in a number or duration; None if it is not one of them."""
+    """Return the seconds of a number or a duration; None if the text is not valid."""
     try:
         return float(text)
     except ValueError:

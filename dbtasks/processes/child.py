@@ -1,7 +1,7 @@
-"""One process of a supervisor, through all its lives.
+"""One process of a supervisor, which may be started many times.
 
-Owns how it is started, what it says, and how long to wait before it starts again. Never decides
-whether it does.
+Owns how it is started, its messages, and how long to wait before it is started again. Never decides
+whether it is started again.
 """
 
 import json
@@ -18,7 +18,7 @@ from .link import ENVIRONMENT, as_line
 from .run import REPLACE
 from .signals import stop_signals
 
-# Seconds after which the death of a process counts as its first.
+# A process that dies after this many seconds is started again without a pause.
 HEALTHY = 60.0
 # The longest pause, in seconds, before a process that keeps dying is started again.
 LONGEST_PAUSE = 30.0
@@ -31,22 +31,22 @@ class Backoff:
         self._next = 0.0
 
     def after(self, lived: float) -> float:
-        """Return the seconds to wait, now that it has died after so many seconds."""
+        """Return the seconds to wait after a process that lived for `lived` seconds has died."""
         pause = 0.0 if lived >= HEALTHY else self._next
         self._next = min(LONGEST_PAUSE, max(1.0, pause * 2))
         return pause
 
 
 def command_line() -> list[str]:
-    """Return the command line of this process, however it was started, to start it once more."""
+    """Return a command line that starts this process once more."""
     return [sys.executable or sys.orig_argv[0], *sys.orig_argv[1:]]
 
 
 class Child:
-    """One of the processes through all its lives, as the supervisor sees it.
+    """One process of the supervisor, which may be started many times.
 
-    `name` is what people call it, `command` what starts it; one that `reloads` need not end for new
-    code to run, because it starts processes of its own.
+    `name` is for messages, `command` starts it. A process that `reloads` need not end for new code
+    to run, because it starts processes of its own.
     """
 
     def __init__(
@@ -54,16 +54,16 @@ class Child:
     ) -> None:
         self.number, self.name, self.command, self.reloads = number, name, command, reloads
         self.backoff = Backoff()
-        # Whether it was ready in any of its lives.
+        # Whether it was ever ready.
         self.was_ready = False
         # When to start it, on the monotonic clock; None while it runs and when it has ended for
-        # good; infinity while it waits for something else.
+        # good; infinity while it waits for a file to change.
         self.start_at: float | None = 0.0
-        # The runner in it, or the last one that was; "" before the first, and where none ever is.
+        # The worker id of its runner, or of its last one; "" if it has had none.
         self.worker_id = ""
         self.process: subprocess.Popen[bytes] | None = None
-        # Of this life: when it began, on the monotonic clock; whether the process was ready, has
-        # stopped well, and will say no more; why it could not start.
+        # Since the last start: when that was, on the monotonic clock; whether the process got
+        # ready, has stopped as it should, and sends no more messages; why it could not start.
         self.started_at = 0.0
         self.is_ready = self.is_done = self.is_silent = False
         self.why = ""
@@ -75,7 +75,7 @@ class Child:
         return f"{self.name}{pid}"
 
     def start(self) -> None:
-        """Start it; raise OSError if there is no room for another process."""
+        """Start the process; raise OSError if the system cannot start another one."""
         self.start_at, self.started_at = None, time.monotonic()
         self.is_ready = self.is_done = self.is_silent = False
         self.why, self._heard = "", b""
@@ -104,13 +104,13 @@ class Child:
             self._link.close()
 
     def send(self, *words: Any) -> None:
-        """Send it a message, unless it has gone or does not listen."""
+        """Send it a message; do nothing if it is gone or does not read its messages."""
         if self._link is not None:
             with suppress(OSError):
                 self._link.send(as_line(words))
 
     def receive(self) -> list[list[Any]]:
-        """Return its messages since the last call; it is silent once there will be no more."""
+        """Return its messages since the last call; set `is_silent` if there will be no more."""
         if self._link is None:
             return []
         try:
@@ -126,13 +126,13 @@ class Child:
 
 
 def replicas(count: int, command: list[str]) -> list[Child]:
-    """Return so many processes of one command."""
+    """Return `count` processes of one command."""
     return [Child(number, f"Process #{number}", command) for number in range(1, count + 1)]
 
 
 def _spawn(command: list[str], number: int, link: int) -> subprocess.Popen[bytes]:
     """Start that command with the descriptor of its socket; return the process."""
-    # Blocked until the runner can take them: a signal would end it while it starts.
+    # Signals stay blocked until the process handles them: one would end it while it starts.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals())
     try:
         return subprocess.Popen(
@@ -146,7 +146,7 @@ def _spawn(command: list[str], number: int, link: int) -> subprocess.Popen[bytes
 
 
 def exit_reason(child: Child, code: int) -> str:
-    """Return how the process has ended, as the rest of a sentence."""
+    """Return how the process ended, as the end of a sentence."""
     if code < 0:
         with suppress(ValueError):
             return f"was killed by {signal.Signals(-code).name}"

@@ -1,17 +1,17 @@
 """The link between a supervisor and a process that it started.
 
-Owns how a process learns that it has a supervisor, and what the two say to each other. Never needs
+Owns how a process learns that it has a supervisor, and the messages between the two. Never needs
 Django's apps: a process may open its link before it loads them, or without loading them.
 
 The link is a pair of sockets that carries one JSON list a line:
 
-    up      ["ready", worker_id]   before it claims in that name; "" if it claims nothing
+    up      ["ready", worker_id]   before it claims under that name; "" if it claims nothing
             ["failed", sentence]   it cannot start
-            ["done"]               it has stopped well; the exit code says how
+            ["done"]               it has stopped as it should; the exit code says how
     down    ["stop", level, n]     stop on signal n, within the grace (1) or now (2); a fourth item
                                    says why
             ["gone", worker_id]    that worker's process has ended
-            ["reload"]             start new processes, and say when they are ready
+            ["reload"]             start new processes, and send "ready" when they are
     end of the file                the other side is gone
 """
 
@@ -24,17 +24,17 @@ from typing import Any, Self
 
 from ..exceptions import RunnerError
 
-# What tells a process that it has a supervisor: its number, and the descriptor of its socket.
+# The variable that a supervisor sets: the process's number, and the descriptor of its socket.
 ENVIRONMENT = "DBTASKS_SUPERVISED"
 
 
 def as_line(words: Iterable[Any]) -> bytes:
-    """Return the words as either side sends them."""
+    """Return the message as the bytes to send."""
     return f"{json.dumps(list(words))}\n".encode()
 
 
 class SupervisorLink:
-    """What ties this process to the supervisor that started it."""
+    """The link of this process to the supervisor that started it."""
 
     def __init__(self, number: int, link: socket.socket) -> None:
         self.number, self._link = number, link
@@ -43,9 +43,9 @@ class SupervisorLink:
     def inherited(cls) -> Self | None:
         """Return this process's link, or None if it has no supervisor.
 
-        Raise RunnerError if it should have one and cannot reach it.
+        Raise RunnerError if the environment names a link that cannot be opened.
         """
-        # Processes that a task starts must not find it.
+        # Removed, because processes that a task starts must not use it.
         if (text := os.environ.pop(ENVIRONMENT, None)) is None:
             return None
         try:
@@ -60,7 +60,7 @@ class SupervisorLink:
         return cls(number, link)
 
     def name(self, name: str | None) -> str | None:
-        """Return the start of this process's worker id, where that was given for all of them."""
+        """Return the beginning of this process's worker id, from the one given for all processes."""
         return None if name is None else f"{name[:96]}-{self.number}"
 
     def send(self, *words: Any) -> None:
@@ -69,10 +69,10 @@ class SupervisorLink:
             self._link.sendall(as_line(words))
 
     def send_ready(self, worker_id: str) -> None:
-        """Say in which name this process is about to claim."""
+        """Report the name under which this process is about to claim."""
         self.send("ready", worker_id)
 
     def receive(self) -> Iterator[list[Any]]:
-        """Yield the messages of the supervisor, until it is gone."""
+        """Yield the supervisor's messages until it is gone."""
         with suppress(OSError), self._link.makefile("r") as lines:
             yield from map(json.loads, lines)

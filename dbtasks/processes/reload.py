@@ -1,7 +1,7 @@
-"""``taskrunner --reload``: runners that start anew, in new processes, when code changes.
+"""``taskrunner --reload``: new runner processes when code changes.
 
-Owns which files are watched, through Django's autoreloader, and what a change does. Never reloads
-a module in place: old code ends with its process, and a process of new code takes its place.
+Owns which files are watched, by Django's autoreloader, and what a change does. Never reloads a
+module in place: the process with the old code ends, and one with the new code replaces it.
 """
 
 import math
@@ -30,16 +30,17 @@ Watch = Callable[[Tell], None]
 
 
 class Reloader(Supervisor):
-    """A supervisor whose processes stop, in their grace, and start anew when a file changes.
+    """A supervisor that replaces its processes, within their grace, when a file changes.
 
-    One that cannot start, for a mistake in the code, starts again at the next change. `watch` sees
-    to it that what it is given is called with the path of each file that changes, in any thread.
+    A process that cannot start because of a mistake in the code is started again at the next
+    change. `watch` receives a function and arranges that it is called with the path of each file
+    that changes, in any thread.
     """
 
     def __init__(self, children: list[Child], watch: Watch, **options: Any) -> None:
         super().__init__(children, ends=False, **options)
         self._watch = watch
-        # Those whose end is no reason to wait for another change: they have not seen the last one.
+        # Processes with code from before the last change: when they end, they start again at once.
         self._outdated: set[Child] = set()
 
     def run(self, banner: str) -> int:
@@ -49,7 +50,7 @@ class Reloader(Supervisor):
         with reading, writing:
 
             def tell(path: str | Path) -> None:
-                # A supervisor that has stopped listens no more.
+                # The supervisor may have stopped.
                 with suppress(OSError):
                     writing.sendall(os.fsencode(f"{path}\n"))
 
@@ -67,7 +68,7 @@ class Reloader(Supervisor):
                 child.start_at = time.monotonic()
             elif child.reloads:
                 if not child.is_ready:
-                    # It may be about to end, for a mistake that this change has mended.
+                    # It may be about to end because of a mistake that this change has corrected.
                     self._outdated.add(child)
                 child.is_ready = False
                 child.send("reload")
@@ -108,19 +109,19 @@ class Reloader(Supervisor):
 
 
 def watch(tell: Tell) -> None:
-    """Watch what Django's autoreloader would, and new modules of the project's packages."""
-    # What tasks import is watched because it is loaded here too; the processes say what is wrong.
+    """Watch what Django's autoreloader watches, and new modules of the project's packages."""
+    # Task modules are imported so that they are watched. The processes report errors in them.
     registry.discover()
     reloader = autoreload.get_reloader()
 
     def changed(file_path: Path, **fields: Any) -> bool:
         tell(file_path)
-        # Django's own answer to a change would be to end this thread.
+        # True keeps Django from its own reaction to a change, which would end this thread.
         return True
 
     def work() -> None:
         autoreload.file_changed.connect(changed, weak=False)
-        # Receivers name more to watch, as templates and translations.
+        # Receivers of this signal add more to watch, such as templates and translations.
         autoreload.autoreload_started.send(sender=reloader)
         for folder in _packages():
             reloader.watch_dir(folder, "**/*.py")
@@ -130,7 +131,7 @@ def watch(tell: Tell) -> None:
 
 
 def _packages() -> Iterator[Path]:
-    """Yield the folders of the project's own packages: modules may be added to these."""
+    """Yield the folders of the project's own packages, in which new modules may appear."""
     installed = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
     for name, module in tuple(sys.modules.items()):
         if "." not in name and (file := getattr(module, "__file__", None)):

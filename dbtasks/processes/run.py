@@ -1,7 +1,7 @@
-"""A runner in this process: from its first line to its exit code.
+"""A runner in this process, from its start to its exit code.
 
-Owns exit codes, and what a signal or a word of the supervisor does. Never runs tasks or touches a
-row: it starts a Runner and asks it to stop.
+Owns the exit codes, and what a signal or a message of the supervisor does. Never runs tasks or
+touches a row: it starts a Runner and asks it to stop.
 """
 
 import faulthandler
@@ -23,15 +23,15 @@ from .signals import signal_pipe, stop_signals
 # Exit codes, beside 1 (could not start), 2 (invalid flag) and 128 + n (second signal n).
 TASK_FAILED = 3
 TASKS_RELEASED = 5
-# An exhausted runner asks its supervisor, whichever that is, for another in its place.
+# An exhausted runner asks its supervisor, of whatever kind, to replace it.
 REPLACE = 6
 
 
 class Signals:
-    """Makes SIGTERM, SIGINT and SIGHUP stop the runner while the block runs, in the main thread.
+    """Stops the runner on SIGTERM, SIGINT and SIGHUP, while the block runs in the main thread.
 
-    The first one asks it to finish running tasks, the second to leave now, the third ends the
-    process. SIGQUIT only prints on stderr where each thread is.
+    The first signal asks the runner to finish running tasks, the second to leave now, the third
+    ends the process. SIGQUIT only prints on stderr where each thread is.
     """
 
     def __init__(self, runner: Runner, report: Report) -> None:
@@ -46,7 +46,7 @@ class Signals:
         threading.Thread(
             target=self._listen, args=[reading], name="dbtasks-signals", daemon=True
         ).start()
-        # A handler in C works even while a task keeps the interpreter.
+        # This handler is written in C: it works even while a task holds the interpreter.
         faulthandler.register(signal.SIGQUIT, file=2)
         self._exit.callback(faulthandler.unregister, signal.SIGQUIT)
         return self
@@ -69,11 +69,11 @@ class Signals:
             os.close(reading)
 
     def take(self, number: int, why: str | None = None) -> None:
-        """Do what this signal does, after those that were received before."""
+        """Do what the signal does as the first, the second or a later one."""
         self.received.append(number)
         name = signal.Signals(number).name
         if len(self.received) > 2:
-            # Rows that stay RUNNING are rescued when the worker is missed.
+            # Rows that stay RUNNING are requeued when the worker is declared lost.
             os._exit(128 + number)
         self._runner.stop()
         text = (
@@ -92,11 +92,11 @@ class Signals:
 
 
 class SupervisedSignals(Signals):
-    """The signals of a runner that has a supervisor, and what the supervisor tells it.
+    """The signals of a runner that has a supervisor, and the supervisor's messages.
 
     A signal may be sent to the supervisor alone, or to all processes at once, as a terminal and
-    systemd do. So a signal that comes directly counts as the first, however often it comes. Only
-    the supervisor says that there was a second one.
+    systemd do. So a signal that this process receives itself counts as the first, however often it
+    comes. Only the supervisor reports a second one.
     """
 
     def __init__(self, runner: Runner, report: Report, link: SupervisorLink) -> None:
@@ -129,7 +129,7 @@ class SupervisedSignals(Signals):
                 super().take(number, why)
 
     def _reach(self, level: int, number: int, why: str | None = None) -> None:
-        """Take the signal until as many were received as the supervisor says."""
+        """Count the signal until as many were received as the supervisor reports."""
         with self._lock:
             while len(self.received) < level:
                 super().take(number, why)
@@ -141,7 +141,7 @@ def run(
     banner: str,
     listen: Callable[[Runner, Report], Signals] = Signals,
 ) -> int:
-    """Run the runner until it ends or a signal ends it; return the exit code."""
+    """Run the runner until it ends or a signal stops it; return the exit code."""
     with listen(runner, report) as signals:
         report.start(runner, banner)
         try:
@@ -158,7 +158,7 @@ def run(
 
 
 def leave(code: int) -> None:
-    """End the process with that code now, whatever threads still run."""
+    """End the process with that code now, even if threads still run."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

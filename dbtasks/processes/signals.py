@@ -1,7 +1,7 @@
-"""Signals, read from a pipe.
+"""Signals that are read from a pipe.
 
-Owns which signals ask a process to stop, and how they are received whatever the main thread is
-doing. Never decides what a signal does.
+Owns which signals ask a process to stop, and how they are received even while the main thread is
+busy. Never decides what a signal does.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 def stop_signals() -> list[signal.Signals]:
     """Return the signals that ask this process to stop."""
     wanted = [signal.SIGTERM, signal.SIGINT]
-    # nohup has this one ignored.
+    # Under nohup it is ignored, and stays so.
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         wanted.append(signal.SIGHUP)
     return wanted
@@ -22,18 +22,18 @@ def stop_signals() -> list[signal.Signals]:
 
 @contextmanager
 def signal_pipe(numbers: Sequence[signal.Signals], *, blocking: bool = False) -> Iterator[int]:
-    """Yield the end of a pipe from which the numbers of these signals are read as bytes.
+    """Yield the descriptor of a pipe from which the numbers of these signals are read as bytes.
 
-    Must be entered in the main thread. The interpreter itself writes to the pipe: a handler would
-    have to wait until the main thread runs Python code. A `blocking` end is read by a thread, which
-    sees the end of the file when the block ends, and must close it.
+    Must be entered in the main thread. The interpreter itself writes to the pipe, because a handler
+    would wait until the main thread runs Python code. A `blocking` descriptor is read by a thread,
+    which sees the end of the file when the block ends, and must then close the descriptor.
     """
     reading, writing = os.pipe()
     os.set_blocking(reading, blocking)
     os.set_blocking(writing, False)
     fd_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     before = {number: signal.signal(number, _ignore) for number in numbers}
-    # Whoever started this process may have blocked them until it can take them.
+    # The supervisor blocks them until this process handles them.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     try:
         yield reading
@@ -47,4 +47,4 @@ def signal_pipe(numbers: Sequence[signal.Signals], *, blocking: bool = False) ->
 
 
 def _ignore(number: int, frame: Any) -> None:
-    """Do nothing: the signal is in the pipe already."""
+    """Do nothing, because the signal is already in the pipe."""

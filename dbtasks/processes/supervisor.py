@@ -1,8 +1,8 @@
-"""``taskrunner --processes N``: runners in processes of their own, started, watched and stopped.
+"""``taskrunner --processes N``: starts, watches and stops runners in processes of their own.
 
-Owns the processes: when one starts, what it is told, and the exit code of all together. Never opens
-a connection or copies a loaded interpreter: each process starts anew from the command line, and
-another one is told when it ends, to rescue what it held.
+Owns the processes: when one starts, the messages to it, and the common exit code. Never opens a
+database connection or forks a loaded interpreter: each process is started from the command line.
+When one ends, the others receive a message, so that they requeue its rows.
 """
 
 import math
@@ -20,25 +20,25 @@ from .child import Child, exit_reason
 from .run import REPLACE, TASK_FAILED, TASKS_RELEASED, leave
 from .signals import signal_pipe, stop_signals
 
-# Seconds beyond the grace that a runner may take to settle and to leave.
+# Seconds after the grace in which a runner may write outcomes and end.
 MARGIN = 10.0
 
 
 def worst_exit_code(codes: Iterable[int]) -> int:
-    """Return the exit code that says most: 128 + n, then 5, then 3, then 0.
+    """Return the worst exit code: 128 + n, then 5, then 3, then 0.
 
-    A process that did not end by itself has left tasks to be started again, which is 5.
+    Any other code counts as 5, because that process may have left tasks that start again.
     """
     known = (0, TASK_FAILED)
     return max((c if c in known or c > 128 else TASKS_RELEASED for c in codes), default=0)
 
 
 class Supervisor:
-    """Keeps the processes `children` running until told to stop.
+    """Keeps the processes `children` running until it is asked to stop.
 
-    With `ends` a runner that stops by itself has done what was asked, and no other takes its
-    place. `grace` is what the runners get, in seconds. `say` is called with what people should
-    read, and with fields for programs. All of it happens in the main thread.
+    With `ends`, a runner that stops by itself has done its work and is not replaced. `grace` is the
+    grace of the runners, in seconds. `say` is called with a text for people, and with fields for
+    programs. Everything happens in the main thread.
     """
 
     def __init__(
@@ -53,19 +53,20 @@ class Supervisor:
         self._alive: list[Child] = []
         self._codes: list[int] = []
         self._received: list[int] = []
-        # The last workers that have ended: all processes may die before one of them is told.
+        # The last workers that have ended. Each new process receives them, because all processes
+        # may die before one of them has received a message.
         self._gone: deque[str] = deque(maxlen=2 * len(children))
-        # When those that still run are killed, on the monotonic clock; None before the first stop.
+        # When processes that still run are killed, on the monotonic clock; None before a stop.
         self._deadline: float | None = None
         self._refusal = ""
         self._selector = selectors.DefaultSelector()
-        # The end of the pipe of signals that is read; there is none before run().
+        # The descriptor of the signal pipe, from run() on.
         self._pipe = -1
 
     def run(self, banner: str) -> int:
-        """Say the banner, run the processes, and return the exit code once all have ended for good.
+        """Print the banner and run the processes until all have ended; return the exit code.
 
-        Raise RunnerError if one of them cannot start, when the others have stopped.
+        Raise RunnerError if one of them cannot start, after the others have stopped.
         """
         with self._selector, signal_pipe([signal.SIGCHLD, *stop_signals()]) as self._pipe:
             self._selector.register(self._pipe, selectors.EVENT_READ, self._take)
@@ -87,7 +88,7 @@ class Supervisor:
         return [child for child in self._children if child.start_at is not None]
 
     def _until_next(self) -> float | None:
-        """Return the seconds until there is something to do unasked; None for ever."""
+        """Return the seconds until the next start or kill; None if there will be none."""
         moments = [child.start_at or 0.0 for child in self._waiting()]
         if self._deadline is not None:
             moments.append(self._deadline)
@@ -134,7 +135,8 @@ class Supervisor:
 
     def _reap(self) -> None:
         ended = [(c, c.process.poll()) for c in self._alive if c.process is not None]
-        # A stop that was sent before they ended has arrived by now: nobody takes their place.
+        # Read after poll(): a stop that came before the processes ended keeps them from being
+        # replaced.
         self._take()
         for child, code in ended:
             if code is not None:
@@ -149,13 +151,13 @@ class Supervisor:
                 child.kill()
 
     def _late(self) -> list[Child]:
-        """Return those that should have ended by now."""
+        """Return the processes that should have ended by now."""
         return self._alive
 
     def _ended(self, child: Child, code: int) -> None:
         if not child.is_silent:
             self._hear(child)
-        if not child.is_silent:  # a process that some task has forked has the other end as well
+        if not child.is_silent:  # a process forked by a task holds the other end too
             self._hang_up(child)
         if child.is_ready and child.worker_id:
             self._gone.append(child.worker_id)
@@ -168,7 +170,7 @@ class Supervisor:
             self._codes.append(code if child.is_done else TASKS_RELEASED)
 
     def _replace(self, child: Child, code: int) -> None:
-        """Start another in its place, soon or later; stop all if none could ever start there."""
+        """Start another one, now or after a pause; stop all if this one was never ready."""
         ended = exit_reason(child, code)
         if not child.was_ready and code >= 0:
             self._refusal = child.why or f"{child} {ended} before it was ready; all have stopped."
@@ -199,7 +201,7 @@ class Supervisor:
             numbers = os.read(self._pipe, 512)
         except BlockingIOError:
             return
-        # Any other has only woken this process, as the end of a child does.
+        # Other signals, such as SIGCHLD, only wake this process.
         for number in [n for n in numbers if n in stop_signals()]:
             self._obey(signal.Signals(number))
 

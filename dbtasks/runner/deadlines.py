@@ -1,7 +1,7 @@
-"""When running attempts are over: by their timeout, or because somebody cancelled them.
+"""Ends attempts that reach their timeout or are cancelled.
 
-Owns the steps that end one, and the clock for them: asked, interrupted, abandoned. Never runs
-task code and never waits for any.
+Owns the steps that end one, and when they are taken: ask, interrupt, abandon. Never runs task code,
+and never waits for it.
 """
 
 import logging
@@ -16,39 +16,40 @@ from ..execution.outcomes import CANCELLED
 
 logger = logging.getLogger("dbtasks.runner")
 
-# Seconds between should_stop and the interrupt, for a task that takes the context. A task that does
-# not take it cannot look, and is interrupted at once.
+# Seconds between should_stop and the interrupt, for a task that takes the context. Other tasks
+# cannot see should_stop, and are interrupted at once.
 COOPERATIVE_GRACE = 1.0
-# Seconds to clean up after the interrupt, perhaps to roll back, before the task is abandoned.
+# Seconds that a task has after the interrupt to clean up, perhaps to roll back, before it is
+# abandoned.
 CLEAN_UP_GRACE = 1.0
-# What is done to an attempt; returns the seconds until the next step and that, or None at the end.
+# A step returns the seconds until the next step and that step, or None after the last one.
 Step = Callable[[Attempt], "tuple[float, Step] | None"]
 
 
 class _Ending:
-    """Where an attempt stands on its way to the end."""
+    """The next step for an attempt."""
 
     __slots__ = ("at", "step")
 
     def __init__(self, at: float, step: Step) -> None:
-        # When the next step is due, on the monotonic clock, and what it is.
+        # On the monotonic clock.
         self.at, self.step = at, step
 
 
 class Deadlines:
-    """Ends attempts of one pool that take too long, or are not wanted any more.
+    """Ends attempts of one pool that take too long or were cancelled.
 
-    One thread, which starts with the first attempt that it has to watch. `interrupt` and
-    `abandon` are called in it.
+    It has one thread, which starts with the first attempt to watch. `interrupt` and `abandon` are
+    called in that thread.
     """
 
     def __init__(
         self, interrupt: Callable[[Attempt], None], abandon: Callable[[Attempt], None]
     ) -> None:
         self._interrupt, self._abandon = interrupt, abandon
-        # No more than run at once, so that looking at all of them is cheap.
+        # At most as many as run at once, so that it is cheap to look at all of them.
         self._endings: dict[Attempt, _Ending] = {}
-        # When the thread looks next; it is woken only for what comes earlier.
+        # When the thread looks next. It is woken only for an earlier step.
         self._next = math.inf
         self._wakeup = threading.Event()
         self._starting = threading.Lock()
@@ -56,22 +57,22 @@ class Deadlines:
         self._stopped = False
 
     def watch(self, attempt: Attempt) -> None:
-        """End the attempt at its timeout, if it has one. It has begun; any thread may call this."""
+        """End the attempt, which has begun, at its timeout. Can be called from any thread."""
         if (timeout := attempt.timeout) is not None:
             self._add(attempt, _Ending(attempt.started + timeout, self._time_out))
 
     def cancel(self, attempt: Attempt) -> None:
-        """End the attempt now, as cancelled. Any thread may call it."""
-        # One that waits for a thread sees that it was asked before it starts.
+        """End the attempt now, as cancelled. Can be called from any thread."""
+        # An attempt that has not begun sees that it was asked before it calls the task.
         if attempt.ask(TaskCancelled(CANCELLED)) and attempt.thread:
             self._add(attempt, _Ending(0.0, self._begin))
 
     def forget(self, attempt: Attempt) -> None:
-        """Leave the attempt alone: it has ended."""
+        """Stop watching the attempt, because it has ended."""
         self._endings.pop(attempt, None)
 
     def stop(self) -> None:
-        """End the thread, if there is one; nothing more is ended."""
+        """End the thread, if there is one. No attempt is ended after that."""
         self._stopped = True
         self._wakeup.set()
 
@@ -79,7 +80,7 @@ class Deadlines:
         self._endings[attempt] = ending
         if self._thread is None:
             self._start()
-        # Read after the attempt was added: a look that misses it has not set this yet.
+        # Read after the attempt was added: while a look that missed it goes on, this is infinite.
         if ending.at < self._next:
             self._wakeup.set()
 
@@ -97,13 +98,13 @@ class Deadlines:
             self._next = math.inf
             self._next = self._take_due_steps()
             wait = self._next - time.monotonic()
-            # One round more for what was added before the line above was done.
+            # Returns at once if an attempt was added meanwhile.
             self._wakeup.wait(None if math.isinf(wait) else max(0.0, wait))
 
     def _take_due_steps(self) -> float:
-        """Take each step that is due; return when the next one is."""
+        """Take each step that is due; return when the next one is due."""
         now, following = time.monotonic(), math.inf
-        # A copy is made in one go, whoever adds and removes meanwhile.
+        # The copy is atomic, so other threads can add and remove meanwhile.
         for attempt, ending in self._endings.copy().items():
             if ending.at <= now and not self._go_on(attempt, ending):
                 continue
@@ -114,14 +115,14 @@ class Deadlines:
         """Take the attempt's next step; return whether another one follows."""
         try:
             following = ending.step(attempt)
-        except Exception:  # whatever it is, the other attempts have deadlines too
+        except Exception:  # whatever it raises, the other attempts have deadlines too
             logger.exception("%s could not be ended", attempt.claim.task_path)
             following = None
         if following is not None:
             wait, ending.step = following
             ending.at = time.monotonic() + wait
         elif self._endings.get(attempt) is ending:
-            # Otherwise it was cancelled meanwhile, which begins anew.
+            # Otherwise it was cancelled meanwhile, which has set a first step.
             self.forget(attempt)
         return following is not None
 
@@ -132,7 +133,7 @@ class Deadlines:
         return self._begin(attempt)
 
     def _begin(self, attempt: Attempt) -> "tuple[float, Step] | None":
-        """Let the task end by itself, if it can know that it should."""
+        """Let the task end by itself, if it can see that it should."""
         return COOPERATIVE_GRACE if attempt.takes_context else 0.0, self._break_in
 
     def _break_in(self, attempt: Attempt) -> "tuple[float, Step] | None":

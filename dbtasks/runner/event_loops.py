@@ -1,4 +1,4 @@
-"""The event loop in which coroutines run, and a new one when a task blocks it.
+"""The event loop in which coroutines run, and its replacement when a task blocks it.
 
 Owns the loops, their threads, and which attempt runs on which. Never settles anything, and never
 decides when an attempt is over.
@@ -15,21 +15,21 @@ from ..execution.attempt import Attempt
 
 logger = logging.getLogger("dbtasks.runner")
 
-# Seconds that coroutines have to hear of their end when their loop is stopped.
+# Seconds that cancelled coroutines have to clean up when their loop is stopped.
 CANCEL_GRACE = 0.1
 
 RunCoroutine = Callable[[Attempt], Coroutine[Any, Any, None]]
 
 
 class Loop:
-    """One event loop in a thread of its own, until it is stopped, or retired and empty."""
+    """One event loop in its own thread, until it is stopped, or retired and empty."""
 
     def __init__(self, run_coroutine: RunCoroutine) -> None:
         self._run_coroutine = run_coroutine
-        # Attempts that are to be started, and those that were.
+        # Attempts that are to be started, and those that were, with their asyncio task.
         self.coming: set[Attempt] = set()
         self.tasks: dict[Attempt, asyncio.Task[None]] = {}
-        # Those that the loop has been told to end.
+        # Attempts whose cancellation has reached the loop.
         self.cancelled: set[Attempt] = set()
         self.is_retired = self._is_over = False
         self._lock = threading.Lock()
@@ -43,16 +43,16 @@ class Loop:
         return self._thread.is_alive()
 
     def start(self, attempt: Attempt) -> None:
-        """Run the attempt's coroutine. Any thread may call it."""
+        """Run the attempt's coroutine. Can be called from any thread."""
         self.coming.add(attempt)
         self._soon(self._spawn, attempt)
 
     def cancel(self, attempt: Attempt) -> None:
-        """Cancel the attempt as soon as the loop comes round."""
+        """Cancel the attempt in the loop's next iteration. Can be called from any thread."""
         self._soon(self._cancel_one, attempt)
 
     def retire(self) -> list[Attempt]:
-        """Return the attempts that have not started, and end when the others have ended."""
+        """Return the attempts that have not started. The loop ends when the others have ended."""
         self.is_retired = True
         with self._lock:
             coming, self.coming = self.coming, set()
@@ -60,11 +60,11 @@ class Loop:
         return list(coming)
 
     def stop(self) -> None:
-        """Cancel what runs, and end once that has heard."""
+        """Cancel what runs, and end the loop after CANCEL_GRACE."""
         self._soon(self._cancel_all)
 
     def _soon(self, call: Callable[..., None], *args: Any) -> None:
-        # A loop that has ended refuses.
+        # A loop that has ended raises RuntimeError.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call, *args)
 
@@ -72,7 +72,7 @@ class Loop:
         with self._lock:
             if attempt not in self.coming:
                 return
-            # The loop itself keeps only a weak reference.
+            # Kept here, because the loop itself keeps only a weak reference.
             self.tasks[attempt] = task = self._loop.create_task(self._run_coroutine(attempt))
             self.coming.discard(attempt)
         task.add_done_callback(lambda _: self._forget(attempt))
@@ -85,7 +85,7 @@ class Loop:
 
     def _cancel_one(self, attempt: Attempt) -> None:
         self.cancelled.add(attempt)
-        # Neither a receiver of a signal nor our own code is to be cancelled.
+        # Receivers of signals and dbtasks' own code are not cancelled.
         if attempt.is_inside and (task := self.tasks.get(attempt)):
             task.cancel()
 
@@ -103,29 +103,29 @@ class Loop:
         self._loop.stop()
 
     def _live(self) -> None:
-        """Run the event loop until its end, then close it. The thread's whole life."""
+        """Run the event loop in this thread until its end, then close it."""
         while not self._is_over:
             try:
                 self._loop.run_forever()
-            except BaseException:  # asyncio lets sys.exit() in a coroutine's child end the loop
+            except BaseException:  # sys.exit() in a coroutine's child ends run_forever()
                 logger.exception("A task broke the event loop; it goes on")
         self._loop.close()
 
 
 class Loops:
-    """The loop for new coroutines, and those that are retired because a task blocked them."""
+    """The loop for new coroutines, and those that were retired because a task blocked them."""
 
     def __init__(self, run_coroutine: RunCoroutine) -> None:
         self._run_coroutine = run_coroutine
         self._current: Loop | None = None
         self._retired: list[Loop] = []
-        # Where each attempt runs, and those that were abandoned and run on.
+        # The loop of each attempt, and of each abandoned one that still runs.
         self._homes: dict[Attempt, Loop] = {}
         self._abandoned: dict[Attempt, Loop] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Count the attempts that run, or are about to."""
+        """Count the attempts that run or are about to start."""
         return len(self._homes)
 
     def __contains__(self, attempt: Attempt) -> bool:
@@ -133,7 +133,7 @@ class Loops:
 
     @property
     def abandoned(self) -> int:
-        """How many loops are blocked, and coroutines do not end, though they were abandoned."""
+        """How many retired loops, and abandoned coroutines on other loops, have not ended."""
         blocked = sum(loop.is_alive for loop in self._retired)
         return blocked + sum(
             attempt in loop.tasks and not loop.is_retired
@@ -141,7 +141,7 @@ class Loops:
         )
 
     def start(self, attempt: Attempt) -> None:
-        """Run the attempt's coroutine on the current loop, which starts with the first one."""
+        """Run the attempt's coroutine on the current loop. The first one starts that loop."""
         with self._lock:
             if self._current is None:
                 self._current = Loop(self._run_coroutine)
@@ -149,7 +149,7 @@ class Loops:
             self._current.start(attempt)
 
     def cancel(self, attempt: Attempt) -> None:
-        """Cancel the attempt as soon as its loop comes round."""
+        """Cancel the attempt in its loop's next iteration."""
         if loop := self._homes.get(attempt):
             loop.cancel(attempt)
 
@@ -159,9 +159,9 @@ class Loops:
         self._abandoned.pop(attempt, None)
 
     def abandon(self, attempt: Attempt) -> None:
-        """Count the attempt no more; if it has not even heard, its loop is replaced.
+        """Stop counting the attempt, and replace its loop if the cancellation has not reached it.
 
-        What else runs on that loop goes on when, and if, it wakes.
+        Other coroutines on that loop go on when, and if, it is no longer blocked.
         """
         with self._lock:
             if (loop := self._homes.pop(attempt, None)) is None:
@@ -176,7 +176,7 @@ class Loops:
             self.start(other)
 
     def stop(self) -> None:
-        """Cancel what runs, and end the loops once that has heard."""
+        """Cancel what runs, and end the loops."""
         with self._lock:
             for loop in (self._current, *self._retired):
                 if loop is not None:

@@ -1,7 +1,7 @@
 """The one thread that settles outcomes.
 
-Owns outcomes from the end of an attempt until the database has them: gathering, group commit and
-trying again. Never drops one, and never decides what it says.
+Owns outcomes from the end of an attempt until they are in the database: batches, group commit and
+retries. Never drops one that can be stored, and never decides what it says.
 """
 
 import json
@@ -21,16 +21,16 @@ from ..store.unit import BATCH
 
 logger = logging.getLogger("dbtasks.runner")
 
-# Tries after which a batch that fails while the database answers is written in smaller parts.
+# A batch too large for MySQL looks like a lost connection. It is split after so many tries.
 WHOLE_TRIES = 3
 
 
 class OutcomeWriter(Service):
-    """Writes outcomes in batches: whatever has gathered while the last batch was written.
+    """Writes outcomes in batches: those that have arrived while the last batch was written.
 
-    So one outcome on an idle runner is written at once, and many under load share a commit.
-    `on_settled` is called after each batch, in this thread, with what was written, and
-    `on_backlog_written` once that is no longer in the backlog.
+    So one outcome on an idle runner is written at once, and many under load share a commit. After
+    each batch `on_settled` is called in this thread with the outcomes that were written, and then
+    `on_backlog_written`, when they have left the backlog.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class OutcomeWriter(Service):
         self._db = db
         self._on_settled, self._on_backlog_written = on_settled, on_backlog_written
         self._queue: SimpleQueue[Ended | None] = SimpleQueue()
-        # Attempts whose outcome is not settled yet, and those whose outcome never will be.
+        # Attempts whose outcome is not settled yet, and those whose outcome could not be stored.
         self._unsettled: set[Attempt] = set()
         self._given_up: list[Attempt] = []
 
     def put(self, attempt: Attempt, outcome: Outcome) -> None:
-        """Settle the outcome soon. Any thread may call it."""
+        """Queue the outcome to be settled. Can be called from any thread."""
         self._unsettled.add(attempt)
         self._queue.put((attempt, outcome))
 
@@ -59,15 +59,15 @@ class OutcomeWriter(Service):
 
     @property
     def claims(self) -> list[Claim]:
-        """The claims whose outcome is not in the database. Any thread may ask."""
+        """The claims whose outcome is not in the database. Can be read from any thread."""
         return [attempt.claim for attempt in (*tuple(self._unsettled), *self._given_up)]
 
     def finish(self, timeout: float) -> bool:
-        """Settle what is left, for at most `timeout` seconds; return whether all of it was."""
+        """Settle what is left, for up to `timeout` seconds; return whether all was written."""
         self._queue.put(None)
         if self.is_alive:
             self._thread.join(timeout)
-        # No more tries: rows that are left RUNNING are rescued when the worker is missed.
+        # No more tries. Rows that stay RUNNING are rescued when the worker is declared lost.
         self.stop(1.0)
         return not self.backlog and not self._given_up
 
@@ -79,14 +79,14 @@ class OutcomeWriter(Service):
                 written = self._write(batch)
                 try:
                     self._on_settled(written)
-                except Exception:  # whatever it is: the rows are written, the thread goes on
+                except Exception:  # whatever it raises: the rows are written, the thread goes on
                     logger.exception("%d settled outcomes could not be announced", len(written))
                 self._unsettled.difference_update(attempt for attempt, _ in batch)
                 self._on_backlog_written()
                 reset_queries()
 
     def _gather(self, first: Ended) -> tuple[list[Ended], bool]:
-        """Return what waits, and whether the end was among it."""
+        """Return the waiting outcomes, and whether finish() has ended the queue."""
         batch = [first]
         while len(batch) < BATCH:
             try:
@@ -99,7 +99,7 @@ class OutcomeWriter(Service):
         return batch, False
 
     def _write(self, batch: list[Ended]) -> list[Ended]:
-        """Write the batch, as often as it takes; return those whose claim still stood."""
+        """Write the batch, with retries; return the outcomes whose claim still stood."""
         pauses, is_plain, tries = Pauses(), False, 0
         while True:
             try:
@@ -115,8 +115,8 @@ class OutcomeWriter(Service):
                 if not pause_after(error, self._db, pauses.next(), self._stopping):
                     return self._give_up(batch)
             except Exception:
-                # One of them holds data that the database refuses. The others must be written, and
-                # that one must not stay RUNNING.
+                # One outcome holds data that the database refuses. The others must be written, and
+                # the row of that one must not stay RUNNING.
                 if len(batch) > 1:
                     return [ended for one in batch for ended in self._write([one])]
                 if is_plain:
@@ -125,10 +125,10 @@ class OutcomeWriter(Service):
                 batch, is_plain = [unstorable(*batch[0])], True
 
     def _is_too_large(self, error: Exception, batch: list[Ended]) -> bool:
-        """Tell whether the statement is too large for MySQL.
+        """Return whether the statement is too large for MySQL.
 
         MySQL drops a connection that sends more than max_allowed_packet, as if the server were
-        down. Only the size tells the two apart: it may have been down and be back just now.
+        down. Only the size tells the two apart, because a server that was down may be back by now.
         """
         connection = connections[self._db]
         if (
@@ -154,6 +154,6 @@ class OutcomeWriter(Service):
 
 
 def _weight(outcome: Outcome) -> int:
-    """Return the bytes that the outcome may take in a statement, at most: quoted, and again."""
+    """Return how many bytes the outcome may take in a statement at most, quoted twice."""
     texts = (outcome.errors, outcome.worker_ids, outcome.return_value)
     return 1000 + sum(2 * len(json.dumps(text)) for text in texts)

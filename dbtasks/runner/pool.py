@@ -1,7 +1,8 @@
-"""The threads in which attempts run, and the way of coroutines to their loop.
+"""The threads in which attempts run.
 
-Owns concurrency: how many attempts run at once, what replaces a thread that does not come back, and
-stopping. Never touches the database: claims come in, outcomes go out through a callback.
+Owns concurrency: how many attempts run at once, the replacement of threads that do not end, and
+stopping. Passes coroutines to their loop. Never touches the database: claims come in, outcomes go
+out through a callback.
 """
 
 import logging
@@ -25,12 +26,13 @@ from .prefetch import Prefetch
 
 logger = logging.getLogger("dbtasks.runner")
 
-# Coroutines at once. A sleeping one costs some kilobytes, and a connection if it uses the ORM.
+# Coroutines that run at once. A sleeping one costs some kilobytes, and a connection if it uses the
+# ORM.
 MAX_COROUTINES = 1000
-# Seconds after which an idle thread connects anew.
+# A thread that was idle for longer than this, in seconds, reconnects before its next task.
 MAX_IDLE = 10.0
-# A runner is exhausted with as many abandoned threads as it has threads, and at least with so many:
-# a few do no harm.
+# A runner is exhausted when as many threads are abandoned as it has threads, and at least this
+# many: a few do no harm.
 MIN_ABANDONED = 4
 
 
@@ -57,15 +59,15 @@ class Pool:
         self._on_exhausted = on_exhausted
         self._prefetch = Prefetch(threads)
         self._waiting: SimpleQueue[Attempt | None] = SimpleQueue()
-        # Every attempt from its submission to its end: one that a thread has just taken off the
-        # queue is not lost from sight.
+        # Every attempt from its submission to its end, so that one that a thread has just taken off
+        # the queue is still known.
         self._held: set[Attempt] = set()
         self._loops = Loops(self._run_coroutine)
         self._deadlines = Deadlines(self._interrupt, self._abandon)
         # When a connection of this process was last found broken, on the monotonic clock.
         self._broken = 0.0
         self._replacing = threading.Lock()
-        # Threads whose place others have taken.
+        # Threads that were replaced because they hang in an abandoned task.
         self._abandoned: list[threading.Thread] = []
         self._threads = [
             threading.Thread(target=self._work, name=f"dbtasks-{n}", daemon=True)
@@ -91,12 +93,12 @@ class Pool:
 
     @property
     def abandoned_threads(self) -> int:
-        """How many threads, loops and coroutines were abandoned and have not come back."""
+        """How many abandoned threads, loops and coroutines have not ended."""
         return sum(thread.is_alive() for thread in self._abandoned) + self._loops.abandoned
 
     @property
     def claims(self) -> list[Claim]:
-        """The claims of all attempts that have not ended. Any thread may ask."""
+        """The claims of all attempts that have not ended. Can be read from any thread."""
         return [attempt.claim for attempt in tuple(self._held)]
 
     def room(self) -> int:
@@ -106,7 +108,7 @@ class Pool:
         return self._prefetch.room(self.running - len(self._loops), self._waiting.qsize())
 
     def submit(self, claims: Iterable[Claim]) -> None:
-        """Run the claimed rows, in their order."""
+        """Queue the claimed rows, in their order, for the next free threads."""
         self._prefetch.was_taken(time.monotonic())
         for claim in claims:
             attempt = Attempt(self.context, claim)
@@ -114,16 +116,16 @@ class Pool:
             self._waiting.put(attempt)
 
     def overdue(self) -> list[Attempt]:
-        """Take back and return the waiting rows if no thread has come for one for too long.
+        """Take back and return the waiting rows if no thread has taken one for too long.
 
-        Some neighbour takes longer than tasks did before; another runner may be free.
+        A running task then takes longer than tasks did before, and another runner may be free.
         """
         if self._waiting.empty() or not self._prefetch.is_overdue():
             return []
         return self.withdraw()
 
     def distrust(self) -> None:
-        """Let each thread connect anew before its next task: the database was away."""
+        """Make each thread reconnect before its next task, because the database was away."""
         self._broken = time.monotonic()
 
     def withdraw(self) -> list[Attempt]:
@@ -138,29 +140,32 @@ class Pool:
                 attempts.append(attempt)
 
     def let_go(self, attempts: Iterable[Attempt]) -> None:
-        """Forget attempts that were withdrawn; somebody else looks after them now."""
+        """Forget attempts that the caller settles."""
         self._held.difference_update(attempts)
 
     def cancel(self, claims: Iterable[tuple[Any, int]]) -> None:
-        """End the attempts of those claims, each named by the row's id and its fence."""
+        """End the attempts of those claims, each given as id and fence."""
         if wanted := set(claims):
             for attempt in tuple(self._held):
                 if (attempt.claim.id, attempt.claim.fence) in wanted:
                     self._deadlines.cancel(attempt)
 
     def ask_to_stop(self) -> None:
-        """Let running tasks that ask know that the runner stops, or was declared lost."""
+        """Ask running tasks to stop: the runner stops, or was declared lost."""
         for attempt in tuple(self._held):
             attempt.ask(TaskReleased())
 
     def release(self) -> list[tuple[Attempt, Outcome]]:
-        """Return running attempts with the outcome of a release; their own comes too late."""
+        """Return the running attempts, each with the outcome of a release.
+
+        An outcome that such an attempt has later is dropped.
+        """
         released = [attempt for attempt in tuple(self._held) if attempt.close()]
         self.let_go(released)
         return [(attempt, attempt.release()) for attempt in released]
 
     def stop(self) -> None:
-        """Let the threads and the loops end once they have nothing to do."""
+        """Let the threads end when they have nothing to do, and cancel what runs on the loops."""
         self._deadlines.stop()
         for _ in self._threads:
             self._waiting.put(None)
@@ -174,7 +179,7 @@ class Pool:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self, left: Attempt | None = None) -> None:
-        """Run attempts until told to end. The thread keeps its connections between tasks.
+        """Run attempts until there are no more. The thread keeps its connections between tasks.
 
         First it ends the attempt that was `left` by the thread that it replaces.
         """
@@ -199,7 +204,7 @@ class Pool:
             connections.close_all()
 
     def _complete(self, attempt: Attempt) -> bool:
-        """Run the attempt; return False if another thread has taken the place of this one."""
+        """Run the attempt; return False if this thread has been replaced."""
         self._begin(attempt)
         if self._end(attempt, self._run(attempt)):
             return True
@@ -218,13 +223,13 @@ class Pool:
         """Pass the outcome on; return False if the attempt was abandoned or released meanwhile."""
         self._deadlines.forget(attempt)
         if attempt.error is not None:
-            # Its text is in the outcome. Its frames refer to all that the task had, and to the
+            # The outcome has its text. Its frames refer to everything the task had, and to the
             # attempt.
             attempt.error.__traceback__ = None
         if not attempt.close():
             return False
         self._on_outcome(attempt, outcome)
-        # Only now, so that the attempt is somewhere at every moment.
+        # Only now, so that either the writer or the pool knows the attempt at every moment.
         self._held.discard(attempt)
         return True
 
@@ -240,11 +245,11 @@ class Pool:
         except BaseException as error:  # what arun() does not expect; the row must not stay RUNNING
             outcome = attempt.broken(error)
         self._end(attempt, outcome)
-        # Only now, so that an attempt which is abandoned is known as a coroutine's.
+        # Only now, because an attempt that is abandoned must still be known as a coroutine.
         self._loops.forget(attempt)
         self._on_capacity()
 
-    # Ending what does not end
+    # Attempts that do not end
 
     def _interrupt(self, attempt: Attempt) -> None:
         if attempt in self._loops:
@@ -253,7 +258,7 @@ class Pool:
             attempt.call.interrupt()
 
     def _abandon(self, attempt: Attempt) -> None:
-        """Wait no longer for an attempt that was interrupted: its thread or loop is replaced."""
+        """Stop waiting for an interrupted attempt: replace its thread or loop."""
         thread = self._successor(attempt)
         if thread is None:
             return
@@ -265,8 +270,9 @@ class Pool:
             self._on_exhausted()
 
     def _successor(self, attempt: Attempt) -> threading.Thread | None:
-        """Return the thread, not yet started, that settles the attempt; None if it has ended."""
-        # Held by a thread that comes back just now, while it asks whether it has been replaced.
+        """Return a new thread that settles the attempt, not yet started; None if it has ended."""
+        # A thread whose attempt ends just now holds this lock while it asks whether it was
+        # replaced.
         with self._replacing:
             if not attempt.close():
                 return None
@@ -280,7 +286,7 @@ class Pool:
             return new
 
     def _settle_coroutine(self, attempt: Attempt) -> None:
-        """Settle an abandoned coroutine. The thread's whole life."""
+        """Settle an abandoned coroutine, in a thread of its own."""
         try:
             self._end_abandoned(attempt)
         finally:
@@ -292,7 +298,7 @@ class Pool:
         try:
             stand_in, outcome = abandon(attempt)
             leave_clean(attempt.claim.task_path, keep=True)
-        except BaseException as error:  # as for any other attempt
+        except BaseException as error:  # as in _run()
             outcome = stand_in.broken(error)
         self._on_outcome(stand_in, outcome)
         self._held.discard(attempt)

@@ -1,6 +1,6 @@
 """The purge of expired rows, in a thread and with a connection of its own.
 
-Owns when it runs: beside the running work, never in its way. Never claims or runs tasks.
+Owns when it runs, and its pauses. Never claims or runs tasks.
 """
 
 import logging
@@ -14,9 +14,9 @@ from ..db.timeouts import bounded_connect, call_timeout
 
 logger = logging.getLogger("dbtasks.runner")
 
-# Seconds between two looks for expired rows.
+# Seconds between two purges.
 PURGE_INTERVAL = 60.0
-# Seconds between two batches of one purge. A long purge leaves the database to others meanwhile.
+# Seconds between two batches of one purge, so that other work can use the database.
 PURGE_PAUSE = 0.05
 
 
@@ -37,7 +37,7 @@ class Purger(RoundService):
             total += count
         if total:
             logger.info("Purged %d expired rows of %r", total, self._backend)
-        # An idle connection would only take the place of another.
+        # An idle connection would only count against the server's limit.
         connections.close_all()
         return PURGE_INTERVAL * random.uniform(0.75, 1.25)
 

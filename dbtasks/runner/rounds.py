@@ -97,7 +97,7 @@ class Rounds:
 
     def _room(self) -> int:
         """Return how many rows may be claimed now."""
-        # First, so that a batch that is settled while the backlog is read wakes the loop.
+        # Set before the backlog is read, so that a batch that is settled meanwhile wakes the loop.
         self._is_full = True
         self._is_full = self._writer.backlog > MAX_BACKLOG
         if self._is_full or not self._heartbeat.is_trusted:

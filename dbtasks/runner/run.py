@@ -239,7 +239,7 @@ class Run:
             self._wake_loop()
 
     def _on_exhausted(self) -> None:
-        """Stop: abandoned tasks may hold locks and memory. Runs in the thread of the pool."""
+        """Stop, because abandoned tasks may hold locks and memory. In the deadlines' thread."""
         if not self._stopping.is_set():
             self.exhausted = True
             # Before it is logged, so that a reader of the log can rely on it.

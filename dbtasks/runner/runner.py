@@ -19,7 +19,7 @@ from .run import Run
 class Runner:
     """Claims due rows of one backend and runs them in `workers` threads.
 
-    `worker_id` begins its name among workers; without one the name begins with host and process id.
+    `worker_id` is the first part of its name among workers; the default is host and process id.
     `queues` limits the runner to those queues. `loop_delay` is the longest idle time between two
     polls of the database, in seconds; it is five times as long while wake-ups of other processes
     arrive. With `init_periodic=False` no schedules are fired. `grace` is how many seconds running

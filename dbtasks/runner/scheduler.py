@@ -1,7 +1,7 @@
 """Fires the ticks of schedules, in a thread and with a connection of its own.
 
-Owns when ticks are looked for and fired. Never decides alone: any runner may fire a tick, and the
-store's guard makes it one. The database's clock says what is due.
+Owns when ticks are looked for and fired. Never relies on being alone: any runner may fire a tick,
+and the store's guard lets one succeed. The database's clock decides what is due.
 """
 
 import logging
@@ -23,15 +23,15 @@ from ..store import periodic
 
 logger = logging.getLogger("dbtasks.periodic")
 
-# Seconds between two looks, so that schedules made or changed elsewhere are seen.
+# Seconds between two peeks at the schedules, to see those that other processes changed.
 LOOK_INTERVAL = 5.0
-# Seconds between two looks where there is no schedule at all.
+# Seconds between two peeks while there is no schedule at all.
 IDLE_INTERVAL = 10.0
-# Seconds between two signs that a runner has its schedules in its settings.
+# Seconds between two updates of `seen_at` for the schedules in this process's settings.
 SEEN_INTERVAL = 3600.0
-# Seconds by which runners that wait for the same tick differ, so that most find it fired.
+# Seconds by which runners that wait for the same tick differ, so that most find it fired already.
 SPREAD = 0.05
-# Seconds before a schedule that cannot be fired is tried again.
+# Seconds until a schedule that could not be fired is tried again.
 BROKEN_PAUSE = 5.0
 
 
@@ -66,7 +66,7 @@ class Scheduler(RoundService):
         for row in due:
             self._try(row, found.now)
         if due:
-            # Others may have come due meanwhile.
+            # More ticks may have come due meanwhile.
             return 0.0
         wait = random.uniform(0.75, 1.0) * LOOK_INTERVAL
         if found.next_tick is not None:
@@ -75,7 +75,7 @@ class Scheduler(RoundService):
         return max(0.0, wait)
 
     def _keep_declared(self) -> None:
-        """Keep the schedules of this process in the table."""
+        """Keep the schedules of this process up to date in the table."""
         now = time.monotonic()
         if self._declared and now < self._seen_at + SEEN_INTERVAL:
             return
@@ -86,12 +86,12 @@ class Scheduler(RoundService):
         self._declared, self._seen_at = True, now
 
     def catch_up(self) -> None:
-        """Fire what is due now, in this thread."""
+        """Fire the ticks that are due now, in this thread."""
         while not self.round():
             pass
 
     def _try(self, row: PeriodicTask, now: datetime) -> None:
-        """Fire the ticks of one schedule. A broken one must not stop the others."""
+        """Fire the due ticks of one schedule. An error in it must not stop the others."""
         inside = connections[self._db].in_atomic_block
         try:
             schedule = row.schedule
@@ -104,7 +104,7 @@ class Scheduler(RoundService):
             self._broken[row.pk] = time.monotonic() + BROKEN_PAUSE
             return
         finally:
-            # A transaction that a project's function left open must not undo the tick.
+            # A transaction that a project's function left open must not roll back the tick.
             if not inside:
                 leave_clean(row.task_path, keep=True)
         runs = [periodic.Tick(at, new) for at, new, _ in made]

@@ -1,7 +1,7 @@
 """Helpers for the tests of projects that use dbtasks.
 
 Owns the names that tests import. Never needed by a running project, and never waits by a clock that
-tests patch.
+tests may patch.
 
 Read in this order: run, assertions, runner.
 """

@@ -1,6 +1,6 @@
 """Assertions about what was enqueued.
 
-Owns how calls are compared, and what a failure shows. Never runs a task.
+Owns how calls are compared, and the message of a failure. Never runs a task.
 """
 
 import sys
@@ -21,17 +21,18 @@ from ..db.connections import AfterCommit
 from ..exceptions import RunnerError
 from .run import _moment, _rows, ours, run_tasks
 
-# Stands for "not compared" where None is a value.
+# Means "not compared" where None is a value to compare with.
 ANY: Any = type("ANY", (), {"__repr__": lambda self: "ANY"})()
-# Rows a failure shows: enough to see what is wrong, few enough to read.
+# Calls that a failure shows: enough to see what is wrong, few enough to read.
 NEAREST = 5
 
 
 def enqueued(task: base.Task | None = None) -> list[TaskResult]:
-    """Return the results of what was enqueued, whatever became of it, oldest first.
+    """Return the results of all enqueued calls, whatever their status, oldest first.
 
-    All calls of that task's function, in the backend of that task; or all, in every
-    DatabaseBackend whose database the test may use.
+    With a `task`, return the calls of its function in its backend. Without one, return the calls in
+    every DatabaseBackend whose database the test may use. Raise RunnerError if the task's backend
+    is not a DatabaseBackend.
     """
     if task is not None:
         backend = ours(task.backend)
@@ -50,13 +51,13 @@ def assertEnqueued(
     count: int | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Fail unless the task was enqueued with those arguments, whatever became of it since.
+    """Fail unless the task was enqueued with these arguments; return the result of that call.
 
-    `args` are the first positional arguments of the call, `kwargs` some of its keyword arguments;
-    what is not given is not compared. `run_after` is an aware datetime or a timedelta from now,
-    met `within` so many seconds, or None for a call without one. Return the result of the oldest
-    such call; with `count` there must be exactly so many, and their results are returned in a
-    list, oldest first.
+    `args` are the first positional arguments of the call, `kwargs` some of its keyword arguments.
+    What is not given is not compared; the status of the task does not matter. `run_after` is an
+    aware datetime, a timedelta from now, or None for a call without one; the call's value may
+    differ by `within` seconds. If several calls match, return the result of the oldest. With
+    `count`, exactly that many must match: return a list of their results, oldest first.
     """
     wanted = _Call(task, args, kwargs, queue, priority, run_after, within)
     found = enqueued(task)
@@ -80,9 +81,9 @@ def assertNotEnqueued(
     within: float | timedelta = 1.0,
     **kwargs: Any,
 ) -> None:
-    """Fail if the task, or without one any task, was enqueued with those arguments.
+    """Fail if the task was enqueued with these arguments; without a `task`, if any task was.
 
-    They are compared as assertEnqueued() does.
+    The arguments are compared as by assertEnqueued().
     """
     wanted = _Call(task, args, kwargs, queue, priority, run_after, within)
     if matching := [result for result in enqueued(task) if not wanted.differences(result)]:
@@ -90,7 +91,7 @@ def assertNotEnqueued(
 
 
 def assertEnqueuedCount(n: int, task: base.Task | None = None) -> None:
-    """Fail unless exactly `n` calls of that task, or of all, were enqueued."""
+    """Fail unless exactly `n` calls of the task were enqueued; without a `task`, of all tasks."""
     found = enqueued(task)
     if len(found) != n:
         latest = f" The latest:{_lines(found[-NEAREST:])}" if found else _pending(task)
@@ -111,7 +112,7 @@ class _Call:
         within: float | timedelta,
     ) -> None:
         self.task = task
-        # As the row gives them back; what is not JSON cannot have been an argument: TypeError.
+        # As a row returns them. Raises TypeError for what is not JSON and so cannot be enqueued.
         self.args = payload.dump(list(args), "args", sys.maxsize)[0]
         self.kwargs = payload.dump(kwargs, "kwargs", sys.maxsize)[0]
         moment = run_after if run_after is ANY else _moment("run_after", run_after)
@@ -125,7 +126,7 @@ class _Call:
         return ", ".join([_signature(path, self.args, self.kwargs), *options])
 
     def differences(self, result: TaskResult) -> list[str]:
-        """Return the names of what is not as wanted; none if the result matches."""
+        """Return the names of the values that differ; none if the result matches."""
         names = [] if result.args[: len(self.args)] == self.args else ["args"]
         names += [name for name, v in self.kwargs.items() if result.kwargs.get(name, ANY) != v]
         return names + [
@@ -141,7 +142,7 @@ class _Call:
 
 
 def _nearest(wanted: _Call, found: list[TaskResult]) -> str:
-    """Return the calls of the same task that differ least from the one wanted, and in what."""
+    """Return the calls of the task that differ least from the one wanted, and what differs."""
     if not found:
         paths = sorted({result.task.module_path for result in enqueued()})
         return f" Enqueued were: {', '.join(paths)}." if paths else " Nothing was enqueued."
@@ -151,9 +152,9 @@ def _nearest(wanted: _Call, found: list[TaskResult]) -> str:
 
 
 def _pending(task: base.Task | None) -> str:
-    """Return a hint if callbacks that may enqueue wait for a commit that never comes."""
+    """Return a hint if on_commit callbacks, which may enqueue, wait for a commit."""
     db = ours(task.backend if task else base.DEFAULT_TASK_BACKEND_ALIAS).database
-    # Each row that was written leaves one of ours, which only wakes runners.
+    # Each written row adds an AfterCommit, which only wakes runners.
     waiting = sum(not isinstance(e[1], AfterCommit) for e in connections[db].run_on_commit)
     if not waiting:
         return ""
@@ -187,7 +188,7 @@ def _signature(path: str, args: list[Any], kwargs: dict[str, Any]) -> str:
 def _show(value: Any) -> str:
     if isinstance(value, datetime):
         return value.isoformat(" ", "seconds")
-    # One line a call, whatever the arguments.
+    # Each call fits on one line, whatever its arguments.
     return f"{value!r:.80}"
 
 
@@ -203,12 +204,12 @@ def _readable(backend: DatabaseBackend) -> list[TaskResult]:
     try:
         return [backend.result_of(row) for row in _rows(backend)]
     except DatabaseOperationForbidden:
-        # Nor can the test have enqueued anything there.
+        # The test cannot have enqueued anything there either.
         return []
 
 
 class TaskTestMixin:
-    """Adds this module's functions to a TestCase, as methods."""
+    """Adds run_tasks(), enqueued() and the assertions to a TestCase, as methods."""
 
     run_tasks = staticmethod(run_tasks)
     enqueued = staticmethod(enqueued)

@@ -26,14 +26,14 @@ from ..store import Claim
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How many tasks run_tasks() has run, and how they ended."""
+    """How many runs of tasks run_tasks() made: `successful` ones, and `failed` for all others."""
 
     successful: int = 0
     failed: int = 0
 
     @property
     def total(self) -> int:
-        """How many there were."""
+        """The sum of both."""
         return self.successful + self.failed
 
 
@@ -46,13 +46,15 @@ def run_tasks(
     reraise: bool = True,
     backend: str = "default",
 ) -> Ran:
-    """Run what is due in this thread and on its connections, in claim order; return the counts.
+    """Run due tasks in this thread, on its connections, in claim order; return the counts.
 
-    `until`, an aware datetime or a timedelta from now, also runs what is scheduled up to then:
-    after all that is due, in the order of run_after. `recursive` also runs what the tasks
-    enqueue. `limit` ends it after so many tasks. With `reraise` the first exception of a task is
-    raised, the very object, once its row is settled; without, FAILED results tell. Works inside
-    the transaction of a TestCase, where the on_commit callbacks of each task run at its end.
+    `queue` limits it to one queue. `until`, an aware datetime or a timedelta from now, also runs
+    tasks scheduled up to then: after all due tasks, in the order of their run_after. `limit` is the
+    largest number of tasks to run. With `recursive`, tasks that are enqueued by tasks run too. With
+    `reraise`, the first exception of a task is raised, the same object, after its outcome is
+    written; otherwise look at `failed` and at the results. Works inside the transaction of a
+    TestCase: the on_commit callbacks of a task run when it ends. Raise RunnerError if the backend
+    is not a DatabaseBackend, or is immediate; RuntimeError inside any other transaction.
     """
     inline = Inline(backend)
     claims = (_all if recursive else _those_there)(inline, queue, _moment("until", until))
@@ -67,7 +69,7 @@ def run_tasks(
 
 
 def _all(inline: Inline, queue: str | None, until: datetime | None) -> Iterator[Claim]:
-    """Claim one row after the other, also those that come meanwhile."""
+    """Claim the rows one by one, including those that are enqueued meanwhile."""
     while True:
         if claim := inline.claim(queue):
             yield claim
@@ -76,14 +78,14 @@ def _all(inline: Inline, queue: str | None, until: datetime | None) -> Iterator[
 
 
 def _bring_forward(inline: Inline, queue: str | None, until: datetime | None) -> bool:
-    """Make due the rows that are scheduled next, if that is not after `until`."""
+    """Make the rows that are scheduled next due, up to `until`; return whether there were any."""
     rows = _scheduled(inline, queue, until)
     first = rows.aggregate(first=Min("run_after"))["first"]
     return bool(store.run_now(inline.db, rows.filter(run_after=first).values_list("pk", flat=True)))
 
 
 def _those_there(inline: Inline, queue: str | None, until: datetime | None) -> Iterator[Claim]:
-    """Claim the rows that are there now, none that come later."""
+    """Claim the rows that exist now, one by one, but none that are enqueued later."""
     due = _rows(inline.backend, queue).due().order_by("-priority", "id")
     scheduled = _scheduled(inline, queue, until or timezone.now())
     ids = [row.pk for rows in (due, scheduled.order_by("run_after", "id")) for row in rows]
@@ -106,8 +108,9 @@ def _rows(backend: DatabaseBackend, queue: str | None = None) -> ScheduledTaskQu
 class immediate(TestContextDecorator):
     """Run tasks inside enqueue(): a context manager, and a decorator of tests and test cases.
 
-    Holds for tasks imported before, and in every thread. Rows are still written; a run_after to
-    come leaves its row READY. Raise RunnerError if the backend is none of ours.
+    It applies in every thread, also to tasks that were imported before. Rows are still written. A
+    row whose run_after is in the future stays READY. Raise RunnerError if TASKS[backend] is not a
+    DatabaseBackend.
     """
 
     def __init__(self, backend: str = "default") -> None:
@@ -115,23 +118,23 @@ class immediate(TestContextDecorator):
         super().__init__()
 
     def enable(self) -> None:
-        """Change TASKS as it stands now."""
+        """Override TASKS."""
         ours(self.backend)
         entry: dict[str, Any] = settings.TASKS[self.backend]
         options = {**entry.get("OPTIONS", {}), "immediate": True}
-        # Overriding the setting lets every thread make its backends anew.
+        # When this setting changes, every thread makes new backends.
         self._override = override_settings(
             TASKS={**settings.TASKS, self.backend: {**entry, "OPTIONS": options}}
         )
         self._override.enable()
 
     def disable(self) -> None:
-        """Change TASKS back."""
+        """Restore TASKS."""
         self._override.disable()
 
 
 def _moment(name: str, value: datetime | timedelta | None) -> datetime | None:
-    """Return the moment meant, by the clock that enqueue() goes by."""
+    """Return the datetime; a timedelta counts from now, by the clock that enqueue() uses."""
     if isinstance(value, timedelta):
         return timezone.now() + value
     if value is not None and settings.USE_TZ and timezone.is_naive(value):
@@ -140,11 +143,11 @@ def _moment(name: str, value: datetime | timedelta | None) -> datetime | None:
 
 
 def ours(alias: str) -> DatabaseBackend:
-    """Return our backend of that alias; raise RunnerError if it is not ours."""
+    """Return the backend of that alias; raise RunnerError if it is not a DatabaseBackend."""
     backend = task_backends[alias]
     if not isinstance(backend, DatabaseBackend):
         raise RunnerError(
-            f"TASKS[{alias!r}] uses {type(backend).__name__}; these helpers know the rows of "
+            f"TASKS[{alias!r}] uses {type(backend).__name__}; these helpers work with "
             "DatabaseBackend only. Use it in the settings of your tests."
         )
     return backend

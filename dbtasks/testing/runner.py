@@ -1,6 +1,6 @@
 """Test cases with a real runner.
 
-Owns its start and its end in each test. Never lets a test hang: every wait has an end.
+Owns its start and its end in each test. Never lets a test hang: every wait has a time limit.
 """
 
 import threading
@@ -19,9 +19,9 @@ from .run import _rows, ours
 
 
 class TestingRunner(Runner):
-    """A runner in a thread of its own, whose waits end in a failed test, never in a hanging one.
+    """A Runner in a thread of its own, which fails the test instead of hanging.
 
-    `max_wait` is how long anything may take, in seconds, where a call names no timeout.
+    `max_wait` is how many seconds the start, each wait and the end may take.
     """
 
     def __init__(self, max_wait: float, **options: Any) -> None:
@@ -31,9 +31,9 @@ class TestingRunner(Runner):
         self._thread = threading.Thread(target=self._live, name="dbtasks-runner", daemon=True)
 
     def start(self) -> None:
-        """Return once it claims tasks; raise what keeps it from that."""
+        """Start the thread; return once it claims tasks, or raise the error that prevents it."""
         self._thread.start()
-        # A hundred looks a second: a thread that has died will never be ready.
+        # Checks a hundred times a second, because a thread that has died is never ready.
         for _ in range(round(self.max_wait * 100)):
             if self.ready.wait(0.01) or not self._thread.is_alive():
                 break
@@ -44,11 +44,11 @@ class TestingRunner(Runner):
             raise AssertionError(f"The runner was not ready after {self.max_wait} seconds.")
 
     def close(self) -> None:
-        """Stop it and wait for its end; raise what ended it, AssertionError if tasks still run."""
-        # A second stop() would release tasks that a test's own one waits for.
+        """Stop it and wait for its end; raise its error, or AssertionError if tasks still run."""
+        # A second stop() would release the tasks that a stop() in the test waits for.
         if not self._stopping.is_set():
             self.stop()
-        # Longer than its own grace: it needs a moment to release what it cannot wait for.
+        # Longer than its grace, because it then releases what still runs.
         self._thread.join(self.max_wait + 5)
         if self._error is not None:
             raise self._error
@@ -56,9 +56,9 @@ class TestingRunner(Runner):
             raise AssertionError(self._complaint("did not come to its end"))
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block until nothing is due or running; fail if that takes too long.
+        """Block until nothing is due or running, then return True; fail after `max_wait` seconds.
 
-        With a `timeout`, in seconds, return False instead.
+        With a `timeout`, return False after that many seconds instead.
         """
         done = super().wait(self.max_wait if timeout is None else timeout)
         if not done and timeout is None:
@@ -66,9 +66,10 @@ class TestingRunner(Runner):
         return done
 
     def wait_for(self, result: base.TaskResult, timeout: float | None = None) -> base.TaskResult:
-        """Block until that task has finished; return its result, refreshed.
+        """Block until the task has finished; return its result, refreshed.
 
-        Fail if that takes too long; with a `timeout`, in seconds, raise TimeoutError instead.
+        Fail after `max_wait` seconds. With a `timeout`, raise TimeoutError after that many seconds
+        instead.
         """
         try:
             return super().wait_for(result, self.max_wait if timeout is None else timeout)
@@ -80,7 +81,7 @@ class TestingRunner(Runner):
     def _live(self) -> None:
         try:
             self.run()
-        except BaseException as error:  # whatever it is, the test's own thread raises it
+        except BaseException as error:  # raised again in the test's thread
             self._error = error
         finally:
             connections.close_all()
@@ -101,13 +102,13 @@ def _in_memory(connection: Any) -> bool:
 
 
 def _share(connection: Any, **kwargs: Any) -> None:
-    """Let a new connection, which a thread of the runner makes, wait for the others."""
+    """Make a new connection, opened by a thread of the runner, wait for locks."""
     if _in_memory(connection):
         connection.execute_wrappers.append(_patiently)
 
 
 def _patiently(execute: Any, sql: Any, params: Any, many: Any, context: Any) -> Any:
-    """Execute the statement again while another connection has the table; 5 seconds at most."""
+    """Execute the statement, again and again while the table is locked, for 5 seconds at most."""
     for _ in range(1000):
         try:
             return execute(sql, params, many, context)
@@ -119,17 +120,18 @@ def _patiently(execute: Any, sql: Any, params: Any, many: Any, context: Any) -> 
 
 
 class RunnerTestCase(TaskTestMixin, TransactionTestCase):
-    """A TransactionTestCase with a runner at work during each test: ``self.runner``.
+    """A TransactionTestCase with a running runner, ``self.runner``, during each test.
 
-    The class attributes are what the runner gets; `max_wait` is how long, in seconds, its start,
-    its waits and its end may take before the test fails with a list of the unfinished tasks.
+    The class attributes `workers`, `backend`, `queues`, `loop_delay` and `init_periodic` are its
+    arguments. `max_wait` is how many seconds its start, each wait and its end may take; then the
+    test fails with a list of the unfinished tasks.
     """
 
     workers = 2
     backend = "default"
     queues: Iterable[str] | None = None
     loop_delay = 0.05
-    # Schedules fire when their time comes, which no test expects.
+    # A schedule that fires in the middle of a test would surprise it.
     init_periodic = False
     max_wait = 10.0
 
@@ -144,7 +146,10 @@ class RunnerTestCase(TaskTestMixin, TransactionTestCase):
         self.runner = self.start_runner()
 
     def start_runner(self, **options: Any) -> TestingRunner:
-        """Return one more runner, at work until the test ends; `options` are Runner's."""
+        """Start another runner and return it. It stops when the test ends.
+
+        `options` are arguments of Runner; the class attributes are the defaults.
+        """
         names = ("workers", "backend", "queues", "loop_delay", "init_periodic")
         runner = TestingRunner(self.max_wait, **({n: getattr(self, n) for n in names} | options))
         runner.start()

@@ -1,7 +1,7 @@
-"""Hints that there may be work.
+"""Wake-ups: hints that there may be work.
 
-Owns how a runner hears of rows that others enqueue. Never the truth: polling is, and a lost wake-up
-delays a task by at most one polling interval.
+Owns how a runner learns of rows that others enqueue. Never the only way, because runners also poll:
+a lost wake-up delays a task by at most one polling interval.
 
 Read in this order: notify, inotify, watchers.
 """

@@ -1,7 +1,7 @@
-"""Linux's word that files are written to.
+"""Linux's inotify, which reports writes to files.
 
-Owns the three calls of inotify, which the standard library does not have. Never says what was
-written, nor whether that is complete.
+Owns its three calls, which the standard library does not have. Never reports what was written, or
+whether it is complete.
 """
 
 import ctypes
@@ -10,15 +10,15 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-# The event that is asked for: somebody wrote to the file.
+# The event to watch for: a write to the file.
 MODIFY = 0x2
 
 
 class Writes:
-    """A descriptor that can be read once one of the watched files was written to."""
+    """A descriptor that is readable once one of the watched files was written to."""
 
     def __init__(self) -> None:
-        """Raise OSError where there is no inotify, or no more of it."""
+        """Raise OSError if the system has no inotify, or a limit is reached."""
         libc = ctypes.CDLL(None, use_errno=True)
         try:
             self._add, start = libc.inotify_add_watch, libc.inotify_init1
@@ -31,16 +31,16 @@ class Writes:
         return self._fd
 
     def watch(self, paths: Iterable[Path]) -> None:
-        """Watch those of the files that there are; again is no harm.
+        """Watch those of the files that exist. It does no harm to watch one again.
 
-        Raise OSError if one cannot be: a user may watch so many, in all processes together.
+        Raise OSError if one cannot be watched: all processes of a user share a limit.
         """
         for path in paths:
             with suppress(FileNotFoundError):
                 _checked(self._add(self._fd, os.fsencode(path), MODIFY))
 
     def forget(self) -> None:
-        """Drop what was told so far."""
+        """Discard the events that have arrived."""
         try:
             while os.read(self._fd, 65536):
                 pass
@@ -48,7 +48,7 @@ class Writes:
             pass
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching."""
         os.close(self._fd)
 
 

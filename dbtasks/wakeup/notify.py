@@ -1,7 +1,6 @@
-"""Telling runners that rows became due, in this process and by PostgreSQL's NOTIFY.
+"""Wakes runners when rows become due: in this process, and elsewhere by PostgreSQL's NOTIFY.
 
-Owns the one function that says so, and how often other processes are told. Never waits for anybody
-to listen.
+Owns became_due(), and how often other processes are notified. Never waits for a listener.
 """
 
 import logging
@@ -19,27 +18,27 @@ from ..store import Place
 logger = logging.getLogger("dbtasks.wakeup")
 
 CHANNEL = "dbtasks"
-# Seconds between two NOTIFYs of one process for one backend. Each takes a lock of the whole
-# database. Whoever hears one looks again after this time, so this is also the longest delay: with
+# Seconds between two NOTIFYs of one process for one backend: each takes a database-wide lock. A
+# runner that receives one claims again after this time, so this is also the longest delay: with
 # 0.05 one call in six waited up to 40 ms, among calls 20 to 200 ms apart.
 NOTIFY_INTERVAL = 0.01
 
-# Sent with `backend`, an alias, and `places`, a tuple of Place, when rows became due.
+# Sent when rows became due, with `backend`, an alias, and `places`, a tuple of Place.
 rows_due = Signal()
 
 
 class Wakeable(Protocol):
-    """What can be woken, from any thread."""
+    """Something that can be woken from any thread, such as a runner."""
 
     @property
     def worker_id(self) -> str:
-        """Its name among workers; may change."""
+        """Its name among workers; it may change."""
 
     def wake(self, recheck_after: float = 0.0) -> None:
-        """Claim now, and once more after so many seconds if that is not 0."""
+        """Claim now, and again after `recheck_after` seconds unless that is 0."""
 
     def poll_now(self) -> None:
-        """Look at the queue now: some process has written to the database."""
+        """Poll the queue now, because some process has written to the database."""
 
 
 _wakeables: dict[str, WeakSet[Wakeable]] = defaultdict(WeakSet)
@@ -52,15 +51,15 @@ def register(backend: str, wakeable: Wakeable) -> None:
 
 
 def unregister(backend: str, wakeable: Wakeable) -> None:
-    """Wake it no more."""
+    """Stop waking it for that backend."""
     _wakeables[backend].discard(wakeable)
 
 
 def hint(db: str, backend: str) -> tuple[str, str] | None:
-    """Return channel and payload of the NOTIFY to send once rows are committed, if one is due.
+    """Return channel and payload of a NOTIFY to send after the commit; None if none is due.
 
-    It is sent after the commit. Inside the transaction NOTIFY would hold back every other commit
-    that notifies, and a full notification queue would make the caller's own fail.
+    Inside the transaction NOTIFY would hold up every other commit that notifies, and a full
+    notification queue would make the caller's commit fail.
     """
     if connections[db].vendor != "postgresql":
         return None
@@ -76,10 +75,10 @@ def became_due(
     only_here: bool = False,
     is_notified: bool = False,
 ) -> None:
-    """Tell that committed rows became due, or will: enqueued, retried, promoted or requeued.
+    """Wake runners, because committed rows became due or will: enqueued, retried or requeued, say.
 
-    `places` names those that are due now. `only_here` tells nobody outside of this process;
-    `is_notified` says that the NOTIFY went with the rows. Raises nothing.
+    `places` are those that are due now. With `only_here` other processes are not notified; with
+    `is_notified` the NOTIFY was sent with the rows. Raises nothing.
     """
     for wakeable in tuple(_wakeables.get(backend, ())):
         wakeable.wake()

@@ -1,7 +1,7 @@
-"""Hearing of rows that other processes enqueue.
+"""Threads that learn of rows that other processes enqueue.
 
 Owns the thread that watches a SQLite file, and the one that listens to PostgreSQL's NOTIFY. Never
-the truth: runners poll as well, and a lost wake-up delays a task by at most one polling interval.
+claims anything: a watcher wakes a runner, which polls as well.
 """
 
 import logging
@@ -22,20 +22,20 @@ from .notify import CHANNEL, NOTIFY_INTERVAL, Wakeable
 
 logger = logging.getLogger("dbtasks.wakeup")
 
-# Seconds between two looks at a file's version at least. Looking all the time, as where no inotify
-# tells of writes, takes 0.9 % of a processor.
+# Seconds between two reads of the file's version. Without inotify the watcher reads it all the time
+# at this interval, which takes 0.9 % of a processor.
 FILE_INTERVAL = 0.02
-# Seconds from a write to the first look whether it was committed; each further one takes twice as
-# long.
+# Seconds between the first two reads after a write, until it is committed. Each pause is twice as
+# long as the one before.
 FIRST_LOOK = 0.0005
-# Seconds between two looks while inotify is silent.
+# Seconds between two reads while inotify is silent.
 SILENCE = 1.0
-# Seconds of silence after which a listening connection is tried.
+# Seconds of silence after which a listening connection is tested.
 CHECK_INTERVAL = 10.0
 
 
 def watchers_of(db: str, backend: str, wakeable: Wakeable) -> list["Watcher"]:
-    """Return what wakes it when other processes write, not yet started; [] if nothing can."""
+    """Return the watchers, not yet started, that wake it when other processes write, or []."""
     connection: Any = connections[db]
     if connection.vendor == "sqlite" and not connection.is_in_memory_db():
         return [FileWatcher(db, backend, wakeable)]
@@ -49,7 +49,7 @@ class Watcher(Service):
 
     def __init__(self, db: str, backend: str, wakeable: Wakeable) -> None:
         super().__init__("wakeup")
-        # Whether polls may be rarer, because wake-ups arrive.
+        # True while wake-ups arrive, so that polls can be rarer.
         self.is_healthy = False
         self._db, self._backend, self._wakeable = db, backend, wakeable
         # Closing one end makes the other readable, which ends a wait.
@@ -62,7 +62,7 @@ class Watcher(Service):
         self._woken.close()
 
     def _wait_for(self, source: Any, timeout: float) -> bool:
-        """Block until the source can be read, the time is over, or stop(); return if it can."""
+        """Block until the source is readable, the time is over, or stop(); return whether it is."""
         waiting = select.poll()
         waiting.register(source, select.POLLIN)
         waiting.register(self._woken, select.POLLIN)
@@ -70,16 +70,16 @@ class Watcher(Service):
 
 
 class FileWatcher(Watcher):
-    """Sees commits to a SQLite file, by any process, without taking a lock.
+    """Notices commits to a SQLite file, by any process, without taking a lock.
 
-    inotify reports writes before they are committed, and misses some: a network file system reports
-    none. So the file's version decides, and without inotify the watcher asks for it all the time.
+    inotify reports writes before they are committed and misses some: on a network file system it
+    reports none. So the file's version decides. Without inotify it is read all the time.
     """
 
     def work(self) -> None:
         try:
             with connections[self._db].cursor() as cursor:
-                # Past Django's wrappers, which with DEBUG would remember each look.
+                # Without Django's wrappers, which remember every statement with DEBUG.
                 self._file, self._seen = cursor.cursor.connection, None
                 self._watch()
         except Exception as error:  # Django's errors, and sqlite3's own
@@ -88,7 +88,7 @@ class FileWatcher(Watcher):
             self.is_healthy = False
 
     def _watch(self) -> None:
-        # Opens the file, and so the log beside it.
+        # Opens the file, and with it the log beside it.
         self._look()
         name = Path(self._file.execute("PRAGMA database_list").fetchone()[2])
         try:
@@ -99,29 +99,29 @@ class FileWatcher(Watcher):
             self._look_again()
 
     def _follow_writes(self, writes: Writes, paths: list[Path]) -> None:
-        """Look when a file was written to, until stop(). Raise OSError if inotify cannot tell."""
+        """Read the version after each write, until stop(). Raise OSError if inotify fails."""
         is_written = False
         while not self._stopping.is_set():
-            # Each time, for the log comes and goes.
+            # Each time, because the log is deleted and created again.
             writes.watch(paths)
             pause = FIRST_LOOK
             while not self._look() and is_written and pause < FILE_INTERVAL:
                 self._stopping.wait(pause)
                 pause *= 2
             self.is_healthy = True
-            # Not more often than without inotify, where many write.
+            # With many writes, no more often than without inotify.
             self._stopping.wait(FILE_INTERVAL)
             is_written = self._wait_for(writes, SILENCE)
             writes.forget()
 
     def _look_again(self) -> None:
-        """Look all the time, until stop()."""
+        """Read the version all the time, until stop()."""
         while not self._stopping.wait(FILE_INTERVAL):
             self._look()
             self.is_healthy = True
 
     def _look(self) -> bool:
-        """Ask for the file's version, and pass it on if it is new; return whether it is."""
+        """Read the file's version, let the runner poll if it is new, and return whether it is."""
         version = self._file.execute("PRAGMA data_version").fetchone()
         if version == self._seen:
             return False
@@ -131,7 +131,7 @@ class FileWatcher(Watcher):
 
 
 class Listener(Watcher):
-    """Hears PostgreSQL's NOTIFY on a connection of its own, connecting again when that is lost."""
+    """Receives PostgreSQL's NOTIFY on its own connection, and reconnects when that is lost."""
 
     def work(self) -> None:
         wrapper: Any = connections[self._db]
@@ -155,10 +155,10 @@ class Listener(Watcher):
         return wrapper.Database.connect(**params)
 
     def _has_session(self, connection: Any) -> bool:
-        """Listen, and tell whether NOTIFY will be heard: through some poolers it is not."""
+        """Listen, and return whether NOTIFY will arrive: through some poolers it does not."""
         connection.execute(f"LISTEN {CHANNEL}")
         [(pid,)] = connection.execute("SELECT pg_backend_pid()")
-        # A pooler answers for the server, in a name of its own.
+        # A pooler reports a process id of its own.
         if pid == connection.info.backend_pid or self._hears_others(connection):
             return True
         logger.warning(
@@ -167,7 +167,7 @@ class Listener(Watcher):
         return False
 
     def _hears_others(self, connection: Any) -> bool:
-        """Tell whether a word from another session arrives."""
+        """Return whether a NOTIFY from another session arrives, within two seconds."""
         word = secrets.token_hex()
         try:
             with connections[self._db].cursor() as cursor:
@@ -177,9 +177,9 @@ class Listener(Watcher):
         return any(note.payload == word for note in connection.notifies(timeout=2))
 
     def _hear(self, connection: Any) -> None:
-        # What arrives while another statement runs.
+        # For notifications that arrive while another statement runs.
         connection.add_notify_handler(lambda note: self._on_note(note.payload))
-        # Whatever was enqueued before the LISTEN was not heard.
+        # Rows enqueued before the LISTEN were not notified.
         self._wakeable.wake()
         self.is_healthy, name = True, ""
         while not self._stopping.is_set():
@@ -193,8 +193,8 @@ class Listener(Watcher):
                 self._on_note(note.extra.decode())
 
     def _show(self, connection: Any, worker_id: str) -> None:
-        """Let others see, by a lock that ends with this session, that the worker is there."""
-        # The second key of the lock is signed, and shown as if it were not.
+        """Show others, by a lock that ends with this session, that the worker is alive."""
+        # The second key of the lock is signed here, and unsigned in pg_locks.
         number = session_key(worker_id)
         number -= 2**32 if number >= 2**31 else 0
         connection.execute("SELECT pg_try_advisory_lock(%s, %s)", [SESSIONS, number])

@@ -11,7 +11,7 @@ from django.utils import timezone
 from dbtasks.backend import DatabaseBackend
 
 from .. import tasks
-from ..builders import backend
+from ..support.backends import backend
 
 SUCCESSFUL, FAILED = TaskResultStatus.SUCCESSFUL, TaskResultStatus.FAILED
 OPTIONS = {"immediate": True}

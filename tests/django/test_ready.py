@@ -11,7 +11,7 @@ from dbtasks.backend import DatabaseBackend
 from dbtasks.models import ScheduledTask
 
 from .. import tasks
-from ..builders import backend
+from ..support.backends import backend
 
 READY = TaskResultStatus.READY
 

@@ -29,7 +29,7 @@ from dbtasks.backend import DatabaseBackend
 from dbtasks.models import ScheduledTask
 
 from .. import tasks
-from ..builders import backend
+from ..support.backends import backend
 
 NEEDS_61 = skipIf(django.VERSION < (6, 1), "Django 6.0 cannot do this")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
-from ..doors.processes import wait_until
+from ..support.processes import wait_until
 
 
 class MariaDB:

@@ -16,8 +16,8 @@ from django.test import tag
 
 from dbtasks.models import ScheduledTask, Worker
 
-from ..doors.processes import Child, ProcessTestCase, database_url
-from ..store.base import vendor
+from ..support.processes import Child, ProcessTestCase, database_url
+from ..support.rows import vendor
 from .ledger import VARIABLE, Entry, Ledger
 from .tasks import work
 

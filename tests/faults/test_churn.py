@@ -5,8 +5,8 @@ import re
 
 from dbtasks.models import ScheduledTask
 
-from ..doors.processes import Child
-from ..store.base import vendor
+from ..support.processes import Child
+from ..support.rows import vendor
 from .storm import SEED, StormTestCase, size
 
 # MySQL's deadlock, lock timeout and changed record; SQLite's and PostgreSQL's words for theirs.

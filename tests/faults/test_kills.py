@@ -2,8 +2,8 @@
 
 import time
 
-from ..doors.processes import Child, wait_until
-from ..store.base import vendor
+from ..support.processes import Child, wait_until
+from ..support.rows import vendor
 from .storm import StormTestCase, children, size
 
 

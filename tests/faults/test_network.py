@@ -2,9 +2,9 @@
 
 import time
 
-from ..doors.processes import database_url, wait_until
-from ..runner.proxy import Proxy
-from ..store.base import vendor
+from ..support.processes import database_url, wait_until
+from ..support.proxy import Proxy
+from ..support.rows import vendor
 from .storm import StormTestCase, size
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from django.db import connection
 
-from ..doors.processes import Child, wait_until
-from ..store.base import vendor
+from ..support.processes import Child, wait_until
+from ..support.rows import vendor
 from .ledger import VARIABLE
 from .storm import SEED, StormTestCase, size
 
@@ -20,7 +20,7 @@ class CrashTests(StormTestCase):
         super().setUp()
         if vendor() == "sqlite":
             self.skipTest("SQLite has no server")
-        from ..runner.servers import Postgres
+        from ..support.servers import Postgres
         from .servers import MariaDB
 
         self.server: Any = Postgres() if vendor() == "postgresql" else MariaDB()

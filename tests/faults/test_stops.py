@@ -5,7 +5,7 @@ import time
 
 from dbtasks.models import ScheduledTask, Worker
 
-from ..doors.processes import Child, freeze, wait_until
+from ..support.processes import Child, freeze, wait_until
 from .storm import StormTestCase, size
 
 

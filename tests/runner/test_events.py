@@ -17,8 +17,8 @@ from dbtasks.store import workers
 from dbtasks.testing import RunnerTestCase, run_tasks
 
 from .. import tasks as plain_tasks
-from ..store.base import DB, KeepsADay, make_claim, make_task
-from . import tasks
+from ..support import tasks
+from ..support.rows import DB, KeepsADay, make_claim, make_task
 
 
 class EventsTests(RunnerTestCase):

@@ -21,8 +21,8 @@ from dbtasks.runner import Runner, cleanup
 from dbtasks.testing import RunnerTestCase
 from dbtasks.wakeup import notify
 
-from ..store.base import DB, row, vendor
-from . import tasks
+from ..support import tasks
+from ..support.rows import DB, row, vendor
 
 
 def until(condition: Callable[[], Any], timeout: float = 10) -> None:

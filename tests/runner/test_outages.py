@@ -18,10 +18,10 @@ from dbtasks.db.timeouts import bounded_connect, call_timeout
 from dbtasks.models import ScheduledTask, Worker
 from dbtasks.runner import Runner
 
-from ..doors.processes import Child, ProcessTestCase, database_url, wait_until
-from ..store.base import row, vendor
+from ..support.processes import Child, ProcessTestCase, database_url, wait_until
+from ..support.proxy import Proxy
+from ..support.rows import row, vendor
 from ..tasks import add, wait_for_file
-from .proxy import Proxy
 from .test_loop import until
 
 
@@ -161,7 +161,7 @@ class RestartTests(ProcessTestCase):
         super().setUp()
         if vendor() != "postgresql":
             self.skipTest("the server of this test is PostgreSQL")
-        from .servers import Postgres
+        from ..support.servers import Postgres
 
         self.server = Postgres()
         self.addCleanup(self.server.close)

@@ -24,12 +24,12 @@ from dbtasks.store import periodic as store
 from dbtasks.store.unit import dialect
 from dbtasks.testing import RunnerTestCase
 
-from ..builders import backend
-from ..store.base import DB
-from . import tasks
+from ..support import tasks
+from ..support.backends import backend
+from ..support.rows import DB
 from .test_loop import until
 
-REMEMBER, TELL = "tests.runner.tasks.remember", "tests.runner.tasks.tell_tick"
+REMEMBER, TELL = "tests.support.tasks.remember", "tests.support.tasks.tell_tick"
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 
 
@@ -419,7 +419,7 @@ class FiredTests(RunnerTestCase):
         """While the run before has not finished."""
         tasks.Gate.opened.clear()
         self.addCleanup(tasks.Gate.opened.set)
-        path = "tests.runner.tasks.wait_at_gate"
+        path = "tests.support.tasks.wait_at_gate"
         with schedules({path: Periodic("1s", overlap=False)}):
             with self.assertLogs("dbtasks.periodic", logging.WARNING) as logs:
                 self.start_runner(init_periodic=True)
@@ -502,7 +502,7 @@ class MadeByPeopleTests(TransactionTestCase):
 
     def test_only_registered_tasks_are_fired(self):
         """A row is data, not code: whatever somebody wrote into it."""
-        for path in ("os.system", "subprocess.run", "tests.runner.tasks.not_a_task", "x" * 250):
+        for path in ("os.system", "subprocess.run", "tests.support.tasks.not_a_task", "x" * 250):
             self.make(key=path[:50], task_path=path)
             with self.subTest(path), self.assertLogs("dbtasks.periodic", "ERROR"):
                 self.fire()

@@ -12,7 +12,7 @@ from django.test import TransactionTestCase
 from dbtasks import store
 from dbtasks.models import ScheduledTask
 
-from .base import DB, make_task, outcome, release
+from ..support.rows import DB, make_task, outcome, release
 
 
 def together(workers: int, work: Callable[[int], Any]) -> list[Any]:

@@ -13,7 +13,7 @@ from dbtasks.models import TABLE, ScheduledTask
 from dbtasks.store import purging
 from dbtasks.store.unit import DIALECTS, unit_of_work
 
-from .base import DB, ids, make_claim, make_task, outcome, release, row, vendor
+from ..support.rows import DB, ids, make_claim, make_task, outcome, release, row, vendor
 
 
 class GuardTests(TestCase):

@@ -15,7 +15,7 @@ from dbtasks.models import ScheduledTask, Worker
 from dbtasks.rescue import rescue
 from dbtasks.store import workers
 
-from .base import DB, KeepsADay, make_task, outcome, vendor
+from ..support.rows import DB, KeepsADay, make_task, outcome, vendor
 
 DAY = timedelta(days=1)
 

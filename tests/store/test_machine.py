@@ -27,7 +27,7 @@ from dbtasks.models import ScheduledTask, Worker
 from dbtasks.rescue import MAX_LOST, rescue
 from dbtasks.store import workers
 
-from .base import DB, KeepsADay, ids, make_task, outcome, vendor
+from ..support.rows import DB, KeepsADay, ids, make_task, outcome, vendor
 
 EXAMPLES = int(os.environ.get("TEST_MACHINE_EXAMPLES", "100"))
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

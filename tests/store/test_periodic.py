@@ -15,7 +15,7 @@ from dbtasks.schedule.periodic import read
 from dbtasks.stats import last_run
 from dbtasks.store import NewTask, periodic, pk_text
 
-from .base import DB, make_task, row
+from ..support.rows import DB, make_task, row
 
 HOUR = timedelta(hours=1)
 PATH = "tests.tasks.add"

@@ -18,7 +18,7 @@ from dbtasks.store.dialects.postgresql import PIN
 from dbtasks.store.due import due_rows
 from dbtasks.store.rows import Change
 
-from .base import DB, outcome, vendor
+from ..support.rows import DB, outcome, vendor
 from .test_workers import register
 
 TABLE = ScheduledTask._meta.db_table

@@ -15,7 +15,7 @@ from dbtasks import store
 from dbtasks.models import TABLE, Hold, ScheduledTask
 from dbtasks.store.unit import BATCH
 
-from .base import DB, ids, make_claim, make_task, outcome, release, row, vendor
+from ..support.rows import DB, ids, make_claim, make_task, outcome, release, row, vendor
 
 
 class EnqueueTests(TestCase):

@@ -12,7 +12,7 @@ from dbtasks.rescue import rescue as rescue_rows
 from dbtasks.store import workers
 from dbtasks.store.unit import BATCH
 
-from .base import DB, KeepsADay, ids, make_task, outcome, row
+from ..support.rows import DB, KeepsADay, ids, make_task, outcome, row
 
 
 def register(name: str, **values: Any) -> str:

@@ -1,0 +1,537 @@
+"""``manage.py serve``: real servers, over HTTP, for a project made by ``startproject``."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from django.core.management import CommandError, call_command
+from django.test import SimpleTestCase, TransactionTestCase, tag
+
+from dbtasks.contrib.serve import address
+from dbtasks.contrib.serve.management.commands import serve
+from dbtasks.contrib.serve.watch import CodeFilter
+
+from ..support.processes import MANAGE, MAX_WAIT, ROOT, Child, ProcessTestCase, wait_until
+from ..support.sites import free_port
+
+SETTINGS = """
+from mysite.settings import *
+
+INSTALLED_APPS += ["dbtasks", "dbtasks.contrib.serve", "shop"]
+TASKS = {"default": {"BACKEND": "dbtasks.backend.DatabaseBackend"}}
+MEDIA_ROOT = BASE_DIR / "media"
+STATIC_ROOT = BASE_DIR / "collected"
+ROOT_URLCONF = "shop.urls"
+DATABASES["default"]["OPTIONS"] = {"transaction_mode": "IMMEDIATE"}
+"""
+SHOP = {
+    "__init__.py": "",
+    "prices.py": "PRICE = 0\n",
+    "models.py": "LABEL = 'label 0'\n",
+    "templates/page.html": "page 0",
+    "tasks.py": """
+import time
+from pathlib import Path
+
+from django.tasks import task
+
+from shop.prices import PRICE
+
+
+@task
+def price():
+    return PRICE
+
+
+@task
+def wait():
+    Path("started").touch()
+    while not Path("go").exists():
+        time.sleep(0.01)
+    return PRICE
+""",
+    "views.py": """
+import os
+import time
+from pathlib import Path
+
+from django.http import HttpResponse, JsonResponse
+from django.shortcuts import render
+from django.tasks import default_task_backend
+
+from shop import tasks
+from shop.models import LABEL
+
+TEXT = "view 0"
+
+
+def text(request):
+    return HttpResponse(TEXT)
+
+
+def label(request):
+    return HttpResponse(LABEL)
+
+
+def page(request):
+    return render(request, "page.html")
+
+
+def pids(request):
+    return JsonResponse({"worker": os.getpid(), "server": os.getppid()})
+
+
+def slow(request):
+    Path("asked").touch()
+    while not Path("answer").exists():
+        time.sleep(0.01)
+    return HttpResponse("at last")
+
+
+def enqueue(request, name):
+    return HttpResponse(getattr(tasks, name).enqueue().id)
+
+
+def result(request, id):
+    found = default_task_backend.get_result(id)
+    value = found.return_value if found.status == "SUCCESSFUL" else None
+    return JsonResponse({"status": found.status, "value": value, "attempts": found.attempts})
+""",
+    "urls.py": """
+from django.contrib import admin
+from django.urls import path
+
+from shop import views
+
+urlpatterns = [
+    path("admin/", admin.site.urls),
+    path("text", views.text),
+    path("label", views.label),
+    path("page", views.page),
+    path("pids", views.pids),
+    path("slow", views.slow),
+    path("enqueue/<name>", views.enqueue),
+    path("result/<id>", views.result),
+]
+""",
+}
+ASGI = """
+from shop_settings import *
+
+WSGI_APPLICATION = None
+ASGI_APPLICATION = "mysite.asgi.application"
+"""
+
+
+@tag("site")
+class SiteTestCase(ProcessTestCase):
+    """A project of its own, with a database of its own in its folder."""
+
+    settings = "shop_settings"
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.project = Path(folder.name)
+        cls.run_in_project("-m", "django", "startproject", "mysite", ".")
+        (cls.project / "shop_settings.py").write_text(SETTINGS)
+        (cls.project / "asgi_settings.py").write_text(ASGI)
+        (cls.project / "shop" / "templates").mkdir(parents=True)
+        for name, text in SHOP.items():
+            (cls.project / "shop" / name).write_text(text)
+        cls.run_in_project("manage.py", "migrate", "-v", "0")
+
+    def setUp(self) -> None:
+        super().setUp()
+        shutil.copytree(self.project, self.folder, dirs_exist_ok=True)
+        self.port = free_port()
+
+    @classmethod
+    def run_in_project(cls, *arguments: str) -> None:
+        subprocess.run(
+            [sys.executable, *arguments],
+            cwd=cls.project,
+            env=os.environ | cls.environment(),
+            check=True,
+            capture_output=True,
+        )
+
+    @classmethod
+    def environment(cls) -> dict[str, str]:
+        return {
+            "DJANGO_SETTINGS_MODULE": cls.settings,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+    def write(self, name: str, text: str) -> None:
+        """Save a file of the project."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def serve(self, *arguments: Any, **environment: str) -> Child:
+        """Start the site on the test's port; return it once it answers."""
+        child = Child(
+            *("serve", self.port, *arguments),
+            environment=self.environment() | environment,
+            program=(sys.executable, "manage.py"),
+            folder=self.folder,
+        )
+        self.addCleanup(child.kill)
+        try:
+            wait_until(lambda: self.get("text") is not None, "The site")
+        except TimeoutError as error:
+            raise AssertionError(f"{error} It said: {child.said}") from None
+        return child
+
+    def get(self, path: str, connection: Any = None) -> str | None:
+        """Return what the site answers, None while nobody listens."""
+        connection = connection or http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", f"/{path}")
+            return str(connection.getresponse().read().decode())
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+    def has_run(self, name: str) -> Any:
+        """Return what a new call of that task returns."""
+        id = None
+        while id is None:
+            id = self.get(f"enqueue/{name}")
+        return self.result(id)["value"]
+
+    def result(self, id: str | None, status: str = "SUCCESSFUL") -> dict[str, Any]:
+        """Return the result of that id, once it has that status."""
+        found: dict[str, Any] = {}
+
+        def is_there() -> bool:
+            nonlocal found
+            found = json.loads(self.get(f"result/{id}") or "{}")
+            return found.get("status") == status
+
+        wait_until(is_there, f"{status} of {id}, which is {found}")
+        return found
+
+    def pids(self) -> dict[str, int]:
+        """Return the processes of the web server."""
+        return dict(json.loads(self.get("pids") or "{}"))
+
+    def is_alive(self, pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            return False
+
+    def family(self, child: Child) -> list[int]:
+        """Return the pids of all processes that were started for that command, itself aside."""
+        found, left = [], [child.process.pid]
+        while left:
+            pid = left.pop()
+            try:
+                tasks = Path(f"/proc/{pid}/task").iterdir()
+                texts = [(task / "children").read_text() for task in tasks]
+            except OSError:
+                continue
+            left += (children := [int(word) for text in texts for word in text.split()])
+            found += children
+        return found
+
+
+class SiteTests(SiteTestCase):
+    """A site as it runs for visitors."""
+
+    def test_the_admin_with_its_css_and_a_task(self):
+        """As under runserver, and tasks run; nobody is left after SIGTERM."""
+        child = self.serve("-k", "-w", "2")
+        family = self.family(child)
+
+        self.assertIn("Django administration", self.get("admin/login/") or "")
+        self.assertIn("--primary", self.get("static/admin/css/base.css") or "")
+        self.assertEqual(0, self.has_run("price"))
+        child.signal(signal.SIGTERM)
+
+        self.assertEqual(0, child.end(), child.said)
+        self.assertGreaterEqual(len(family), 4)
+        wait_until(lambda: not any(map(self.is_alive, family)), "The end of all processes")
+
+    def test_the_first_signal_lets_what_is_in_hand_end(self):
+        """A request and a task, side by side."""
+        child = self.serve("-k", "--grace", "20")
+        id = self.get("enqueue/wait")
+        answers: list[str | None] = []
+        thread = threading.Thread(target=lambda: answers.append(self.get("slow")))
+        thread.start()
+        for name in ("asked", "started"):
+            wait_until((self.folder / name).exists, name)
+        child.signal(signal.SIGINT)
+        child.wait_for("SIGINT: waiting up to 20.0 s for 1 running task")
+        for name in ("answer", "go"):
+            (self.folder / name).touch()
+        thread.join(MAX_WAIT)
+
+        self.assertEqual(0, child.end(), child.said)
+        self.assertEqual(["at last"], answers)
+        self.serve()
+        self.assertEqual(("SUCCESSFUL", 1), self.status(id))
+
+    def test_the_second_signal_ends_it_now(self):
+        """The task is requeued, and the next runner starts it again."""
+        child = self.serve("-k")
+        id = self.get("enqueue/wait")
+        wait_until((self.folder / "started").exists, "The task")
+        family = self.family(child)
+        for text in ("SIGTERM: waiting up to 30.0 s for 1 running task", "leave now"):
+            child.signal(signal.SIGTERM)
+            child.wait_for(text)
+
+        self.assertEqual(128 + signal.SIGTERM, child.end(), child.said)
+        wait_until(lambda: not any(map(self.is_alive, family)), "The end of all processes")
+        (self.folder / "go").touch()
+        self.serve("-k")
+        self.assertEqual(2, self.result(id)["attempts"])
+
+    def test_who_is_killed_is_replaced(self):
+        """A worker, the web server, the runner: the site goes on, and the task starts again."""
+        child = self.serve("-k")
+        before = self.pids()
+        os.kill(before["worker"], signal.SIGKILL)
+        wait_until(lambda: self.pids().get("worker", before["worker"]) != before["worker"], "One")
+        worker = self.pids()["worker"]
+        os.kill(before["server"], signal.SIGKILL)
+        wait_until(lambda: self.pids().get("server", before["server"]) != before["server"], "One")
+        self.assertFalse(self.is_alive(worker))
+
+        id = self.get("enqueue/wait")
+        wait_until((self.folder / "started").exists, "The task")
+        [runner] = {*self.family(child)} - {*self.family_of(self.pids()["server"])}
+        os.kill(runner, signal.SIGKILL)
+        (self.folder / "go").touch()
+
+        self.assertEqual(2, self.result(id)["attempts"])
+        self.assertIn("The task runner (pid", child.stderr)
+        self.assertIn("was killed by SIGKILL; another starts now.", child.stderr)
+
+    def test_nobody_outlives_the_supervisor(self):
+        """Though it was killed, and could stop nobody."""
+        child = self.serve("-k", "-w", "2")
+        family = self.family(child)
+        child.signal(signal.SIGKILL)
+
+        wait_until(lambda: not any(map(self.is_alive, family)), "The end of all processes")
+        self.assertGreaterEqual(len(family), 4)
+
+    def test_asgi(self):
+        """Where ASGI_APPLICATION is set and WSGI_APPLICATION is not; static files too."""
+        child = self.serve(DJANGO_SETTINGS_MODULE="asgi_settings")
+
+        self.assertIn("(ASGI, 1 worker)", child.stderr)
+        self.assertIn("--primary", self.get("static/admin/css/base.css") or "")
+
+    def test_a_socket_in_a_file(self):
+        """As proxies on the same machine like it; one left behind is no hindrance."""
+        path = self.folder / "web.sock"
+        with socket.socket(socket.AF_UNIX) as left_behind:
+            left_behind.bind(str(path))
+        child = Child(
+            *("serve", "--uds", path, "--access-log"),
+            environment=self.environment(),
+            program=(sys.executable, "manage.py"),
+            folder=self.folder,
+        )
+        self.addCleanup(child.kill)
+
+        def answer() -> str | None:
+            connection = http.client.HTTPConnection("localhost")
+            connection.sock = socket.socket(socket.AF_UNIX)
+            try:
+                connection.sock.connect(str(path))
+            except OSError:
+                return None
+            return self.get("text", connection)
+
+        wait_until(answer, "The site")
+        self.assertEqual("view 0", answer())
+        child.wait_for('"GET /text HTTP/1.1" 200')
+
+    def family_of(self, pid: int) -> list[int]:
+        """Return a process and its children."""
+        text = "".join(f.read_text() for f in Path(f"/proc/{pid}/task").glob("*/children"))
+        return [pid, *map(int, text.split())]
+
+    def status(self, id: str | None) -> tuple[str, int]:
+        """Return status and attempts of a result."""
+        found = json.loads(self.get(f"result/{id}") or "{}")
+        return found["status"], found["attempts"]
+
+
+class ReloadTests(SiteTestCase):
+    """A site whose code is being written."""
+
+    def becomes(self, path: str, text: str) -> float:
+        """Return the seconds until the site answers that."""
+        began = time.monotonic()
+        wait_until(lambda: self.get(path) == text, f"{text!r} of {path}")
+        return time.monotonic() - began
+
+    def reloads(self, child: Child) -> int:
+        return child.stderr.count("has changed; the new code takes over")
+
+    def test_twenty_edits_in_a_row(self):
+        """Views and tasks in turn: each edit is served, and run, every time."""
+        self.serve("-k", "-r")
+
+        for number in range(1, 21):
+            if number % 2:
+                self.write("shop/views.py", SHOP["views.py"].replace("view 0", f"view {number}"))
+                self.becomes("text", f"view {number}")
+            else:
+                self.write("shop/prices.py", f"PRICE = {number}\n")
+                wait_until(lambda n=number: self.has_run("price") == n, f"Price {number}")
+
+    def test_each_kind_of_code(self):
+        """A module of models, a template, tasks, and a module that is new."""
+        self.serve("-k", "-r")
+
+        self.write("shop/models.py", "LABEL = 'label 1'\n")
+        self.becomes("label", "label 1")
+        self.write("shop/templates/page.html", "page 1")
+        self.becomes("page", "page 1")
+        self.write("shop/rebate.py", "REBATE = 5\n")
+        tasks = SHOP["tasks.py"].replace("return PRICE", "return PRICE - REBATE")
+        self.write("shop/tasks.py", f"from shop.rebate import REBATE\n{tasks}")
+        wait_until(lambda: self.has_run("price") == -5, "The rebate")
+        self.write("shop/rebate.py", "REBATE = 6\n")
+        wait_until(lambda: self.has_run("price") == -6, "The new rebate")
+
+    def test_a_mistake_is_shown_and_heals(self):
+        """In a view, and in a helper of a task; what was enqueued runs afterwards."""
+        child = self.serve("-k", "-r")
+        self.write("shop/views.py", "def text(:\n")
+        child.wait_for("SyntaxError")
+        child.wait_for("it starts again when a file changes")
+        self.write("shop/views.py", SHOP["views.py"].replace("view 0", "view 1"))
+        self.becomes("text", "view 1")
+
+        self.write("shop/prices.py", "PRICE = nothing\n")
+        child.wait_for("name 'nothing' is not defined")
+        self.write("shop/prices.py", "PRICE = 3\n")
+        self.becomes("text", "view 1")
+        wait_until(lambda: self.has_run("price") == 3, "The price")
+
+    def test_a_running_task_is_not_lost(self):
+        """It ends within the grace, by the code with which it began."""
+        child = self.serve("-k", "-r")
+        id = self.get("enqueue/wait")
+        wait_until((self.folder / "started").exists, "The task")
+        self.write("shop/prices.py", "PRICE = 4\n")
+        child.wait_for("prices.py has changed: waiting up to 30.0 s for 1 running task")
+        (self.folder / "go").touch()
+
+        self.assertEqual((0, 1), (self.result(id)["value"], self.result(id)["attempts"]))
+        wait_until(lambda: self.has_run("price") == 4, "The price")
+
+    def test_what_a_site_writes_is_no_code(self):
+        """Its database, logs, media, collected files, and what others install."""
+        child = self.serve("-k", "-r")
+        written = [
+            *("db.sqlite3-journal", "db.sqlite3-wal", "debug.log", "media/upload.py", "notes.txt"),
+            *("collected/page.html", "node_modules/some.py", ".git/hook.py", "env/pyvenv.cfg"),
+            *("env/lib/module.py", "shop/__pycache__/views.py", "shop/templates/.page.html.swp"),
+        ]
+        for name in written:
+            self.write(name, "changed")
+            self.assertEqual(0, self.has_run("price"))
+        # Whatever was seen before this is known by now.
+        self.write("shop/prices.py", "PRICE = 1\n")
+        wait_until(lambda: self.has_run("price") == 1, "The price")
+
+        self.assertEqual(1, self.reloads(child), child.stderr)
+
+
+@tag("processes")
+class RefusalTests(TransactionTestCase):
+    """What cannot be served, in one sentence."""
+
+    def test_sentences(self):
+        """What is wrong, and how to mend it."""
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            for arguments, text in (
+                ([str(port)], "Address already in use. Choose another address or port."),
+                (
+                    ["host:port"],
+                    "'host:port' is not a valid address. Use PORT or HOST:PORT, such as 0:8000.",
+                ),
+                (["70000"], "'70000' is not a valid port. Use a number from 1 to 65535."),
+                (["-p", "0"], "'0' is not a valid port."),
+                (["-r", "9000"], "There is no folder '9000' to watch. An address stands before"),
+                (["-k", "9000"], "An address stands before -k: serve 9000 -k"),
+                (["--uds", __file__], "exists and is not a socket."),
+                (["--uds", "/nowhere/web.sock"], "Cannot create a socket in /nowhere."),
+            ):
+                with self.subTest(arguments), self.assertRaisesMessage(CommandError, text):
+                    call_command("serve", *arguments)
+
+    def test_without_granian(self):
+        """The sentence says what to install."""
+        with (
+            mock.patch.object(serve, "find_spec", return_value=None),
+            self.assertRaisesMessage(CommandError, "Run: pip install 'dbtasks[serve]'"),
+        ):
+            call_command("serve")
+
+    def test_help_without_granian(self):
+        """The command can be looked at before anything is installed."""
+        code = "import sys; sys.modules['granian'] = sys.modules['watchfiles'] = None; "
+        script = f"{code}sys.argv[1:] = ['serve', '--help']; exec(open(r'{MANAGE[1]}').read())"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+        self.assertEqual(0, done.returncode, done.stderr)
+        self.assertIn("GRANIAN_WORKERS", done.stdout)
+
+
+class AddressTests(SimpleTestCase):
+    """How an address may be written."""
+
+    def test_words_and_environment(self):
+        """Flags count more than the environment, Granian's more than PORT."""
+        for words, environment, wanted in (
+            ("", {}, "http://127.0.0.1:8000/"),
+            ("9000", {}, "http://127.0.0.1:9000/"),
+            ("0:9000", {}, "http://0.0.0.0:9000/"),
+            ("[::1]:9000", {}, "http://[::1]:9000/"),
+            ("example.org:80", {}, "http://example.org:80/"),
+            ("", {"PORT": "7000"}, "http://0.0.0.0:7000/"),
+            ("", {"PORT": "7000", "GRANIAN_PORT": "7001"}, "http://127.0.0.1:7001/"),
+            ("", {"GRANIAN_HOST": "::", "GRANIAN_PORT": "7001"}, "http://[::]:7001/"),
+            ("9000", {"GRANIAN_HOST": "0.0.0.0"}, "http://0.0.0.0:9000/"),
+            ("", {"GRANIAN_UDS": "/run/web.sock"}, "unix:/run/web.sock"),
+        ):
+            with self.subTest(words, **environment):
+                self.assertEqual(wanted, str(address.parse(words, environment)))
+
+    def test_a_filter_for_a_folder_in_an_environment(self):
+        """What is asked for by name is watched, wherever it is."""
+        folder = Path("/srv/.hidden/site-packages/mine")
+        is_code = CodeFilter([folder], [])
+
+        self.assertTrue(is_code(mock.ANY, f"{folder}/module.py"))
+        self.assertFalse(is_code(mock.ANY, f"{folder}/.git/module.py"))

@@ -1,0 +1,78 @@
+"""``manage.py dbtasks`` and its subcommands."""
+
+from io import StringIO
+
+from django.core.management import CommandError, call_command
+from django.test import TestCase, override_settings
+
+from dbtasks import store
+from dbtasks.models import ScheduledTask
+
+from ..support.backends import backend
+from ..support.rows import DB, make_claim, make_task, outcome, row
+
+
+def dbtasks(*arguments: object) -> tuple[int, str, str]:
+    """Call the command; return its exit code and what it said."""
+    out, err = StringIO(), StringIO()
+    code = 0
+    try:
+        call_command("dbtasks", *map(str, arguments), stdout=out, stderr=err, no_color=True)
+    except SystemExit as left:
+        code = int(str(left.code))
+    return code, out.getvalue(), err.getvalue()
+
+
+class CancelTests(TestCase):
+    """dbtasks cancel"""
+
+    def test_what_waits_ends_and_what_runs_is_asked(self):
+        """A line for each id, and exit code 0."""
+        waiting, running = make_task(), make_claim().id
+        code, out, err = dbtasks("cancel", waiting, running)
+
+        self.assertEqual((0, ""), (code, err))
+        self.assertIn(f"tests.tasks.add {waiting} was cancelled.\n", out)
+        self.assertIn("is running; it was asked to stop.\n", out)
+        self.assertEqual("FAILED", row(waiting).status)
+        self.assertTrue(row(running).cancel_requested)
+
+    def test_what_cannot_be_cancelled_is_told(self):
+        """Exit code 1, and the others are cancelled all the same."""
+        done, waiting = make_claim(), make_task()
+        store.settle(DB, [outcome(done)])
+        code, out, err = dbtasks("cancel", done.id, "nonsense", waiting)
+
+        self.assertEqual(1, code)
+        self.assertIn("has finished as SUCCESSFUL; there is nothing to cancel.\n", err)
+        self.assertIn("There is no task 'nonsense' in the backend 'default'.\n", err)
+        self.assertIn("was cancelled.", out)
+        self.assertEqual("FAILED", row(waiting).status)
+
+    def test_quiet(self):
+        """-v 0 tells what went wrong only."""
+        self.assertEqual((0, "", ""), dbtasks("-v", 0, "cancel", make_task()))
+
+    def test_a_backend_s_own_rows_only(self):
+        """An id says nothing of whose row it is; an unknown alias is refused."""
+        id = make_task(backend="other")
+
+        self.assertEqual(1, dbtasks("cancel", id)[0])
+        self.assertEqual("READY", ScheduledTask.objects.get(pk=id).status)
+        with self.assertRaisesMessage(CommandError, "There is no backend 'nobody' in TASKS."):
+            dbtasks("cancel", id, "--backend", "nobody")
+
+    @override_settings(TASKS={**backend(), "two": backend()["default"]})
+    def test_another_backend(self):
+        """--backend says whose."""
+        id = make_task(backend="two")
+
+        self.assertEqual(0, dbtasks("cancel", id, "--backend", "two")[0])
+        self.assertEqual("FAILED", row(id).status)
+
+    def test_a_verb_is_needed(self):
+        """Without one the command says which there are."""
+        with self.assertRaisesMessage(CommandError, "SUBCOMMAND"):
+            dbtasks()
+        with self.assertRaisesMessage(CommandError, "cancel"):
+            dbtasks("cancle", 1)
