@@ -20,8 +20,8 @@ logger = logging.getLogger("dbtasks.runner")
 
 # Factor by which polls are rarer while wake-ups arrive.
 HINTED_FACTOR = 5
-# The shortest delay between two polls without wake-ups, in seconds. The delay is this short right
-# after a claim, and later it is this share of the time since the last claim.
+# Seconds between two polls right after a claim, without wake-ups. Later they are this share of the
+# time since that claim.
 SHORTEST_DELAY = 0.1
 DELAY_GROWTH = 1 / 30
 # Share of the time that claims from the head of the index may take while rows are claimed.
@@ -99,7 +99,7 @@ class Fetcher:
         now = time.monotonic()
         if now < min(self._poll_at, self._recheck_at):
             return
-        # First, so that a poll_now() during the poll is not forgotten.
+        # Set before the poll, so that a poll_now() during it is not forgotten.
         self._poll_at = math.inf
         if now >= self._recheck_at:
             self._recheck_at = math.inf
@@ -142,7 +142,7 @@ class Fetcher:
 
     def claim(self, limit: int) -> bool:
         """Claim up to `limit` rows and pass them to the pool; return whether more may be due."""
-        # First, so that a wake-up during the claim is not forgotten.
+        # Reset before the claim, so that a wake-up during it is not forgotten.
         self.may_be_due = False
         began = time.monotonic()
         cursor = self._cursor if began < self._full_scan_at else None
@@ -171,8 +171,11 @@ class Fetcher:
         )
         if 0 < len(claims) < limit:
             time.sleep(UNDERFULL_PAUSE)
-        self.may_be_due |= bool(claims) or cursor is not None
-        return bool(claims) or cursor is not None
+        if claims or cursor is not None:
+            self.may_be_due = True
+            return True
+        # It may be True again by now, for a row that was committed after the claim.
+        return False
 
     def _next_full_scan(self, now: float, spent: float, *, was_full: bool, missing: int) -> float:
         """Return when to claim from the head of the index again, on the monotonic clock.

@@ -19,7 +19,7 @@ from dbtasks.store.due import due_rows
 from dbtasks.store.rows import Change
 
 from ..support.rows import DB, outcome, vendor
-from .test_workers import register
+from ..support.workers import register
 
 TABLE = ScheduledTask._meta.db_table
 

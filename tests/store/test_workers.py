@@ -13,28 +13,13 @@ from dbtasks.store import workers
 from dbtasks.store.unit import BATCH
 
 from ..support.rows import DB, KeepsADay, ids, make_task, outcome, row
-
-
-def register(name: str, **values: Any) -> str:
-    """Register a worker of that name."""
-    workers.register(DB, name, "default", **({"host_key": "", "pid": 1, "pid_started": 1} | values))
-    return name
+from ..support.workers import claim, register
 
 
 def rescue(may_retry: bool = True) -> list[Any]:
     """Rescue what lost workers held; return the ids."""
     found = rescue_rows(KeepsADay(may_retry))
     return [task.pk for task in found]
-
-
-def claim(worker: str, alone: bool = False) -> store.Claim:
-    """Claim one row for the worker, perhaps one that must start alone."""
-    if alone:
-        quarantined = store.claim_quarantined(DB, "default", worker, registered=True)
-        assert quarantined is not None
-        return quarantined
-    [found] = store.claim(DB, "default", worker, 1, registered=True)
-    return found
 
 
 class WorkerTests(TestCase):
@@ -226,6 +211,17 @@ class RescueTests(TestCase):
         )
         self.assertEqual("dbtasks.exceptions.TaskCancelled", task.errors[0][0])
         self.assertIn("w1", task.errors[0][1])
+        self.assertEqual(timedelta(days=1), task.delete_after - task.finished_at)
+
+    def test_a_row_that_may_not_be_retried_fails(self):
+        """on_lost="fail": at most once."""
+        claim("w1")
+        workers.declare_lost(DB, "w1", 0)
+
+        self.assertEqual([self.id], rescue(may_retry=False))
+        task = row(self.id)
+        self.assertEqual(("FAILED", 1, 1), (task.status, task.lost, task.attempt))
+        self.assertEqual("dbtasks.exceptions.WorkerLost", task.errors[0][0])
         self.assertEqual(timedelta(days=1), task.delete_after - task.finished_at)
 
     def test_a_third_loss_is_the_last(self):
