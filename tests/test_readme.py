@@ -39,6 +39,7 @@ import dbtasks
 import dbtasks.testing
 from dbtasks import Periodic, Task
 from dbtasks.backend import DatabaseBackend
+from tests.test_walls import LEVELS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
@@ -185,6 +186,21 @@ class PageTests(SimpleTestCase):
         ids = {id for path in sources for id in re.findall(r"dbtasks\.[EW]\d+", path.read_text())}
 
         self.assertEqual(ids, {*map(_bare, table("docs/options.md", "Checks"))})
+
+    def test_the_map_of_packages_is_the_package(self):
+        """Names and levels are those that the walls hold."""
+        part = PAGES["docs/internals.md"].split("\n## The packages\n")[1].split("\n## ")[0]
+        rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", part, re.MULTILINE)
+        shown = {name: int(level) for level, text in rows for name in re.findall(r"`(\w+)`", text)}
+
+        self.assertEqual(LEVELS, shown)
+
+    def test_files_that_are_named_exist(self):
+        """Developers find what the pages send them to."""
+        for page in ("docs/internals.md", "CONTRIBUTING.md"):
+            for name in re.findall(r"`([\w/]+/(?:\w+\.\w+)?)`", PAGES[page]):
+                with self.subTest(f"{page}: {name}"):
+                    self.assertTrue((ROOT / name).exists() or (ROOT / "dbtasks" / name).exists())
 
     def test_the_reference_has_every_public_name(self):
         """No name that may be imported is left out, and none is there that is gone."""
