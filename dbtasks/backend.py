@@ -1,8 +1,8 @@
-"""``DatabaseBackend``: Django's door to the queue.
+"""``DatabaseBackend``, the task backend that Django loads.
 
 Owns validation, writing calls of tasks, and which backends in TASKS are ours. Never imports models
-or the store at module level, so that tasks, and with them their backend, can be imported before
-Django has loaded its apps.
+or the store at module level, because tasks and their backend may be imported before Django has
+loaded its apps.
 """
 
 from collections.abc import Iterable, Sequence
@@ -38,14 +38,14 @@ MISSING_APP = "TASKS[{!r}] uses dbtasks, which is not in INSTALLED_APPS."
 
 # One call: the task, its positional and its keyword arguments.
 Call = tuple[base.Task, Iterable[Any], dict[str, Any]]
-# A call as it is written: its task, its row, and the result for the caller.
+# A call to write: its task, its row, and the result for the caller.
 Prepared = tuple[base.Task, "NewTask", TaskResult]
 
 
 class DatabaseBackend(BaseTaskBackend):
     """Keeps tasks as rows of the project's database, for a Runner to run.
 
-    Django makes one instance for each thread and alias: it holds no state but its settings.
+    Django makes one instance for each thread and alias, so it holds no state but its settings.
     """
 
     task_class = Task
@@ -56,8 +56,8 @@ class DatabaseBackend(BaseTaskBackend):
 
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
         super().__init__(alias, params)
-        # Invalid options are reported by check(), and raised when they are first needed. An
-        # exception here would keep task modules from being imported, and checks from running.
+        # check() reports invalid options, and `config` raises them when they are first needed. An
+        # exception here would prevent task modules from being imported, and checks from running.
 
     @cached_property
     def config(self) -> options.Options:
@@ -66,7 +66,7 @@ class DatabaseBackend(BaseTaskBackend):
 
     @property
     def database(self) -> str:
-        """Alias of the database that holds the rows: what a router says, else OPTIONS."""
+        """The alias of the database that holds the rows, by a router or else by OPTIONS."""
         from django.apps import apps
 
         if not apps.is_installed("dbtasks"):
@@ -97,8 +97,8 @@ class DatabaseBackend(BaseTaskBackend):
     def enqueue(self, task: base.Task, args: Iterable[Any], kwargs: dict[str, Any]) -> TaskResult:
         """Write the row of one call, in the caller's transaction; return its result.
 
-        Raise InvalidTask if the task is not valid, TypeError if an argument is not JSON; then no
-        row is written. With the option ``immediate`` the task has run when this returns.
+        Raise InvalidTask if the task is not valid, TypeError if an argument is not JSON. No row is
+        written then. With the option ``immediate`` the task has run when this returns.
         """
         self.validate_task(task)
         row, result = self.prepare(task, args, kwargs)
@@ -108,8 +108,8 @@ class DatabaseBackend(BaseTaskBackend):
     def enqueue_many(self, calls: Iterable[Call]) -> list[TaskResult]:
         """Write the rows of many calls, in a few statements; return their results in order.
 
-        Each call is ``(task, args, kwargs)``. All rows are written in the caller's transaction,
-        or none. Raise what enqueue() raises.
+        Each call is ``(task, args, kwargs)``. All rows are written, or none, in the caller's
+        transaction. Raise what enqueue() raises.
         """
         prepared = []
         last = None
@@ -129,7 +129,7 @@ class DatabaseBackend(BaseTaskBackend):
     def prepare(
         self, task: base.Task, args: Iterable[Any], kwargs: dict[str, Any]
     ) -> tuple["NewTask", TaskResult]:
-        """Return the row to write and the result to hand back; nothing is written yet.
+        """Return the row to write and the result for the caller; nothing is written yet.
 
         Raise TypeError if an argument is not JSON.
         """
@@ -138,7 +138,7 @@ class DatabaseBackend(BaseTaskBackend):
         return prepare(self.alias, self.database, self.config, task, args, kwargs)
 
     def _write(self, prepared: Sequence[Prepared]) -> None:
-        """Write the rows now, or when the caller's transaction commits, as each task wants it."""
+        """Write the rows now or at the caller's commit, as each task's `enqueue_on_commit` says."""
         groups: dict[bool | str, list[Prepared]] = {}
         for call in prepared:
             own = getattr(call[0], "enqueue_on_commit", None)
@@ -172,9 +172,9 @@ class DatabaseBackend(BaseTaskBackend):
         results: Iterable[TaskResult],
         is_notified: bool = False,
     ) -> None:
-        """Tell of rows that were written: receivers of signals, and, after the commit, runners.
+        """Send task_enqueued for rows that were written, and wake runners after the commit.
 
-        Other processes have heard of it already if `is_notified`.
+        With `is_notified` other processes have been notified already.
         """
         from .store import Place
 
@@ -192,7 +192,7 @@ class DatabaseBackend(BaseTaskBackend):
             )
 
     def rows_due(self, places: Iterable["Place"], is_notified: bool = False) -> None:
-        """Tell runners, after the commit, that rows of this backend became due."""
+        """Wake runners after the commit, because rows of this backend became due."""
         from . import wakeup
 
         db, alias = self.database, self.alias
@@ -217,13 +217,17 @@ class DatabaseBackend(BaseTaskBackend):
         return self.result_of(row)
 
     def result_of(self, row: "ScheduledTask") -> TaskResult:
-        """Return the result that the row holds, also if its function is gone."""
+        """Return the result that the row holds, even if its function no longer exists."""
         from .calls import result_of
 
         return result_of(row, self.config)
 
     def is_finished(self, result_id: str) -> bool:
-        """Tell whether the task has ended; raise TaskResultDoesNotExist if there is no such row."""
+        """Return whether the task has ended.
+
+        Raise TaskResultDoesNotExist if there is no such row, RuntimeError if the task has not ended
+        and a transaction is open.
+        """
         row = self._own(result_id).only("status").first()
         if row is None:
             raise TaskResultDoesNotExist(result_id)
@@ -239,7 +243,7 @@ class DatabaseBackend(BaseTaskBackend):
         return await sync_to_async(self.is_finished, thread_sensitive=True)(result_id)
 
     def _own(self, result_id: Any) -> "ScheduledTaskQuerySet":
-        """Return this backend's row with that id, or nothing, as for a malformed id."""
+        """Return this backend's row with that id as a queryset, empty if the id is malformed."""
         from .models import ScheduledTask
 
         rows = ScheduledTask.objects.using(self.database).filter(backend=self.alias)
@@ -273,23 +277,26 @@ class DatabaseBackend(BaseTaskBackend):
     # Policies of rows
 
     def retain_failed(self, row: "ScheduledTask") -> timedelta | None:
-        """Return how long the row stays if it fails: by the call, the task, or the options."""
+        """Return how long the row is kept if it fails, by the call, the task or the options.
+
+        None is for ever.
+        """
         stay: timedelta | None = self._policy(row, "retain")
         return stay or self.config.retain(row.task_path, TaskResultStatus.FAILED)
 
     def may_retry_lost(self, row: "ScheduledTask") -> bool:
-        """Tell whether the row may start again after its worker was lost."""
+        """Return whether the row may start again after its worker was lost."""
         return bool((self._policy(row, "on_lost") or self.config.on_lost) == "retry")
 
     def _policy(self, row: "ScheduledTask", name: str) -> Any:
-        """Return the call's own policy, else that of the task, if it is imported."""
+        """Return the call's own policy, or else that of the task, if it is imported."""
         call = decode_policies(row.policy).get(name)
         return getattr(registry.get(row.task_path), name, None) if call is None else call
 
     # Checks
 
     def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
-        """Report what is wrong with this backend's settings alone; checks.py looks further."""
+        """Return what is wrong with this backend's own settings; checks.py looks further."""
         from django.apps import apps
 
         found: list[checks.CheckMessage] = []
@@ -309,13 +316,13 @@ class DatabaseBackend(BaseTaskBackend):
 
 
 def our_backends() -> list[DatabaseBackend]:
-    """Return the backends in TASKS that keep their tasks as rows, in their order."""
+    """Return the DatabaseBackends in TASKS, in their order."""
     found = (backend_of(alias) for alias in task_backends.settings)
     return [backend for backend in found if backend is not None]
 
 
 def backend_of(alias: str) -> DatabaseBackend | None:
-    """Return the backend of that alias; None if it is not in TASKS, or not ours."""
+    """Return the backend of that alias; None if it is not a DatabaseBackend in TASKS."""
     try:
         backend = task_backends[alias]
     except InvalidTaskBackend:
@@ -324,7 +331,7 @@ def backend_of(alias: str) -> DatabaseBackend | None:
 
 
 def retain_failed(row: "ScheduledTask") -> timedelta | None:
-    """Return how long the row stays if it fails; None, for ever, if its backend is gone."""
+    """Return how long the row is kept if it fails; None, for ever, if its backend is gone."""
     backend = backend_of(row.backend)
     return backend.retain_failed(row) if backend else None
 
@@ -348,7 +355,7 @@ def check_backend(alias: str) -> DatabaseBackend:
 
 
 def home_of_our_tasks() -> dict[str, Any]:
-    """Return backend and queue for a task of ours: the first backend, and a queue it allows."""
+    """Return backend and queue for tasks of dbtasks: our first backend, and a queue it allows."""
     for backend in our_backends():
         allowed = sorted(backend.queues) or [DEFAULT_TASK_QUEUE_NAME]
         is_usual = DEFAULT_TASK_QUEUE_NAME in allowed

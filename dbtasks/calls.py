@@ -32,7 +32,7 @@ def prepare(
     args: Iterable[Any],
     kwargs: dict[str, Any],
 ) -> tuple[NewTask, TaskResult]:
-    """Return the row to write and the result to hand back; nothing is written yet.
+    """Return the row to write and the result for the caller; nothing is written yet.
 
     Raise TypeError if an argument, or the meta of the task, is not JSON.
     """
@@ -41,7 +41,7 @@ def prepare(
     now = timezone.now()
     run_after = task.run_after
     if isinstance(task, Task) and task.delay is not None:
-        # By the clock that will be asked whether it is over.
+        # On the database's clock, which decides when the delay is over.
         run_after = store.now(db) + task.delay
         task = task_for(task.module_path, task, {"run_after": run_after, "delay": None})
     meta = getattr(task, "meta", None)
@@ -83,7 +83,7 @@ def _new_result(alias: str, row: NewTask, task: base.Task, args: Any, kwargs: An
 
 
 def result_of(row: ScheduledTask, options: Options) -> TaskResult:
-    """Return the result that the row holds, also if its function is gone."""
+    """Return the result that the row holds, even if its function no longer exists."""
     try:
         found = registry.find(row.task_path, options.task_modules)
     except TaskNotFound:

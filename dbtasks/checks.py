@@ -1,7 +1,7 @@
-"""System checks: what would go wrong, said before it does.
+"""System checks, which report wrong settings before they do harm.
 
-Owns the checks that look beyond a backend's own OPTIONS, at databases and queues. Never opens a
-connection: ``manage.py check`` works while the database is away.
+Owns the checks that look beyond a backend's own OPTIONS, at databases, queues and schedules. Never
+opens a connection, so ``manage.py check`` works while the database is away.
 """
 
 from collections.abc import Iterator
@@ -19,8 +19,7 @@ from .firing import entries_of, problems
 from .options.runner import default_workers
 from .store import SUPPORTED
 
-# Connections beside one a thread: loop, writer, heartbeat, scheduler, purger and report.
-# report.
+# Connections besides one for each thread: loop, writer, heartbeat, scheduler, purger and report.
 OWN_CONNECTIONS = 6
 
 
@@ -31,7 +30,7 @@ def check_backends(**kwargs: Any) -> list[CheckMessage]:
         backend = task_backends[alias]
         if isinstance(backend, DatabaseBackend):
             found += _check_names(backend)
-            # Wrong options are reported by the backend itself, and hide where the rows are.
+            # The backend reports wrong options itself. With them the database is unknown.
             if not backend.check():
                 found += _check_database(backend.database)
                 found += _check_periodic(backend)
@@ -71,7 +70,7 @@ def _check_names(backend: DatabaseBackend) -> Iterator[CheckMessage]:
 
 
 def _check_periodic(backend: DatabaseBackend) -> Iterator[CheckMessage]:
-    # Importing them registers tasks, and what decorators say of schedules.
+    # Importing task modules registers tasks, and the schedules of decorators.
     registry.discover()
     for sentence in problems(backend):
         yield Error(
@@ -118,7 +117,7 @@ def _check_database(db: str) -> Iterator[CheckMessage]:
 
 
 def check_pool(db: str, workers: int) -> Iterator[CheckMessage]:
-    """Yield a warning if the connection pool of that database is too small for so many threads."""
+    """Yield a warning if that database's connection pool is too small for so many threads."""
     pool = connections[db].settings_dict.get("OPTIONS", {}).get("pool")
     if not pool:
         return

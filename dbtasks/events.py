@@ -1,7 +1,7 @@
 """What a runner does, published as it happens.
 
-Owns the names of the events and who receives them: the console's report, the link to a supervisor,
-later metrics. Never slows a runner down for nobody, and never lets a receiver stop it.
+Owns the names of the events and their receivers, such as the console's report and the link to a
+supervisor. Never costs a runner time without a receiver, and never lets a receiver stop it.
 """
 
 import logging
@@ -10,29 +10,29 @@ from typing import Any
 
 logger = logging.getLogger("dbtasks.runner")
 
-# A worker id, before the runner claims in that name: at its start, and when it was evicted.
+# A worker id, before the runner claims under it: at its start, and after it was declared lost.
 JOINED = "joined"
-# The claims that were just committed, a list; in the runner's own thread.
+# The list of claims that were just committed; in the runner's own thread.
 CLAIMED = "claimed"
 # An attempt that begins; in the thread that runs it.
 STARTED = "started"
-# Settled attempts, a list of (attempt, outcome): succeeded, failed, retried or released. In the
-# thread that settles.
+# The list of settled (attempt, outcome): succeeded, failed, retried or released. In the thread that
+# settles.
 ENDED = "ended"
-# The rows of lost workers that were settled, a list, as they were; in the heartbeat's thread.
+# The list of settled rows of lost workers, as they were before; in the heartbeat's thread.
 RESCUED = "rescued"
 
 KINDS = (JOINED, CLAIMED, STARTED, ENDED, RESCUED)
 
 
 class Events:
-    """Passes what a runner does on to whoever subscribed."""
+    """Passes a runner's events to their receivers."""
 
     def __init__(self) -> None:
         self._receivers: dict[str, tuple[Callable[[Any], None], ...]] = {}
 
     def subscribe(self, kind: str, receiver: Callable[[Any], None]) -> None:
-        """Call the receiver at each event of that kind, with what the kind says.
+        """Call the receiver with the value of each event of that kind.
 
         Raise ValueError if there is no such kind.
         """
@@ -45,5 +45,5 @@ class Events:
         for receiver in self._receivers.get(kind, ()):
             try:
                 receiver(value)
-            except Exception:  # whatever it is: the rows are written, the runner goes on
+            except Exception:  # whatever it raises: the rows are written, the runner goes on
                 logger.exception("A receiver of the event %r raised", kind)

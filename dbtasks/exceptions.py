@@ -16,11 +16,17 @@ class DBTasksError(Exception):
 
 
 class DurationError(DBTasksError, ValueError):
-    """The value is not a duration."""
+    """The value is not a duration.
+
+    It is also a ValueError.
+    """
 
 
 class ScheduleError(DBTasksError, ValueError):
-    """The schedule is not valid."""
+    """The schedule is not valid.
+
+    It is also a ValueError.
+    """
 
 
 class CrontabError(ScheduleError):
@@ -53,8 +59,7 @@ class TaskCancelled(DBTasksError):
 class TaskTimeout(DBTasksError):
     """The task ran longer than its timeout.
 
-    The attempt has failed. It is retried like any failed attempt, if `retry_on` includes this
-    class.
+    The attempt has failed. It is retried like any other if `retry_on` includes this class.
     """
 
 
@@ -105,7 +110,10 @@ class Discard(DBTasksError):
 
 
 class WorkerLost(DBTasksError):
-    """The worker was lost while it ran the task."""
+    """The worker was lost while it ran the task.
+
+    The row is requeued or FAILED, as `on_lost` says. After a loss in quarantine it is FAILED.
+    """
 
 
 class RunnerError(DBTasksError):

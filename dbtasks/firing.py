@@ -21,14 +21,14 @@ from .schedule.periodic import ScheduleEntry, decorated
 from .schedule.rules import Schedule
 from .store import periodic, pk_text
 
-# A tick that fires later than that was missed.
+# A tick that is fired later than this was missed.
 GRACE = timedelta(seconds=10)
-# Missed ticks of one schedule that are run, however many there were.
+# The most missed ticks of one schedule that are run.
 MAX_MISSED = 100
 
 
 def entries_of(backend: DatabaseBackend) -> dict[str, ScheduleEntry]:
-    """Return by key what settings and decorators say; task modules are imported by then."""
+    """Return by key the schedules of settings and decorators. Task modules must be imported."""
     own = backend.config.periodic
     return decorated(backend.alias, {entry.task_path for entry in own.values()}) | dict(own)
 
@@ -70,9 +70,9 @@ def check_call(backend: DatabaseBackend, path: str, args: Any, kwargs: Any) -> b
 def due_ticks(
     schedule: Schedule, row: PeriodicTask, now: datetime
 ) -> tuple[list[datetime], datetime | None]:
-    """Return the ticks to fire now, in order, and the last of those that are not."""
+    """Return the ticks to fire now, in order, and the last of those to skip, or None."""
     most = MAX_MISSED if row.missed == PeriodicTask.Missed.ALL and row.overlap else 1
-    # One more tells whether there were others.
+    # One more than are run, to know whether there are others.
     due = [row.next_tick, *schedule.latest(row.next_tick, now, most + 1)]
     ticks, rest = due[-most:], due[:-most]
     if row.missed == PeriodicTask.Missed.SKIP and now - ticks[-1] > GRACE:
@@ -111,7 +111,7 @@ def run_now(backend: DatabaseBackend, row: PeriodicTask) -> bool:
     """Enqueue one run of the schedule at once; return whether that was done.
 
     Without `overlap` nothing is enqueued while the previous run has not finished. Raise
-    ScheduleError if it cannot be run from here.
+    ScheduleError if this process cannot run it.
     """
     registry.discover()
     made_here = row.origin == periodic.ADMIN

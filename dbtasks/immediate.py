@@ -1,7 +1,7 @@
-"""Running a task inside of ``enqueue()``, in the thread and the transactions of the caller.
+"""Runs a task inside ``enqueue()``, in the thread and the transactions of the caller.
 
-Owns the life of the row there, and what becomes of the caller's transactions when the task fails.
-Never runs a row that is scheduled for later.
+Owns claiming and settling the row there, and the rollback of what a failed task wrote. Never runs a
+row that is scheduled for later.
 """
 
 from contextlib import ExitStack
@@ -21,9 +21,10 @@ from .store import Outcome
 
 
 def run_now(context: WorkerContext, id: Any, result: TaskResult) -> None:
-    """Run the row that was just written, and refresh its result; not if it is scheduled for later.
+    """Run the row that was just written, and refresh its result.
 
-    Raise KeyboardInterrupt if Ctrl-C broke in, when the row is settled.
+    Does nothing if the row is scheduled for later. After Ctrl-C the row is settled and
+    KeyboardInterrupt is raised.
     """
     db, worker_id = context.db, context.worker_id
     with alive(db, worker_id, context.alias, context.options.worker_timeout):
@@ -41,10 +42,10 @@ def run_now(context: WorkerContext, id: Any, result: TaskResult) -> None:
 
 
 def run_inside(attempt: Attempt) -> Outcome:
-    """Run the attempt inside the caller's open transactions; return what became of it.
+    """Run the attempt inside the caller's open transactions; return its outcome.
 
     If the task fails, or swallows a database error, everything it wrote is rolled back to a
-    savepoint. PostgreSQL would otherwise refuse every later statement, ours included.
+    savepoint. PostgreSQL would otherwise refuse every later statement, the settling one included.
     """
     path = attempt.claim.task_path
     with ExitStack() as stack:

@@ -1,9 +1,9 @@
-"""Processing without a runner process: in the caller's thread, when the caller says so.
+"""Runs tasks without a runner process, in the caller's thread.
 
-Owns ``process_one()`` and its kin, for cron jobs, serverless functions and tests. Never runs a
-task in another thread, never waits for work, never runs a task inside a transaction of the caller,
-save the one that a TestCase opens around each test, and never breaks a task off: at its timeout
-`context.should_stop` turns true, and that is all.
+Owns ``process_one()`` and the functions beside it, for cron jobs, serverless functions and tests.
+Never runs a task in another thread, and never waits for work. Never runs a task inside a caller's
+transaction, except the one that a TestCase opens around each test. Never interrupts a task: at its
+timeout only `context.should_stop` becomes True.
 """
 
 import logging
@@ -40,11 +40,12 @@ logger = logging.getLogger("dbtasks.inline")
 
 
 def process_one(queue_name: str | None = None, backend: str = "default") -> TaskResult | None:
-    """Run the best due row, of that queue or of all, in this thread; return its result.
+    """Run the first due row, of that queue or of all, in this thread; return its result.
 
-    Best is highest priority, then oldest. Return None if nothing is due. A task that fails is a
-    FAILED result, not an exception; Ctrl-C requeues its row and is raised again. Raise
-    RuntimeError inside a transaction, RunnerError if the backend is immediate or none of ours.
+    The first row is the oldest one of the highest priority. Return None if nothing is due. If the
+    task fails, the result is FAILED, and its exception is not raised. Ctrl-C requeues the row and
+    is raised again. Raise RuntimeError inside a transaction, RunnerError if the backend is
+    immediate or not a DatabaseBackend.
     """
     with Inline(backend) as inline:
         claim = inline.claim(queue_name)
@@ -56,8 +57,8 @@ def process_tasks(
 ) -> list[TaskResult]:
     """Run due rows one after the other until none is left; return their results in that order.
 
-    At most `max_tasks` of them: a limit for tasks that enqueue tasks. Behaves and raises as
-    process_one() does.
+    `max_tasks` limits their number, because tasks may enqueue more tasks. Apart from that it
+    behaves as process_one() does.
     """
     results: list[TaskResult] = []
     with Inline(backend) as inline:
@@ -72,8 +73,8 @@ def process_tasks(
 def pending_count(queue_name: str | None = None, backend: str = "default") -> int:
     """Return how many rows could be run now, of that queue or of all.
 
-    Works inside a transaction too, and then sees what that sees. Raise RunnerError if the
-    backend is immediate or none of ours.
+    Can be called inside a transaction, and then counts the rows that the transaction sees. Raise
+    RunnerError if the backend is immediate or not a DatabaseBackend.
     """
     return stats.pending_count(check_backend(backend).database, backend, queue_name)
 
@@ -81,9 +82,9 @@ def pending_count(queue_name: str | None = None, backend: str = "default") -> in
 def run_task(id: str | UUID, allow_retry: bool = False, backend: str = "default") -> TaskResult:
     """Run the row with that id in this thread; return its result.
 
-    Raise TaskResultDoesNotExist if there is no such row, TaskNotDue if it may not be run now: its
-    run_after is to come, it is RUNNING, or it has finished. With `allow_retry` a FAILED row is run
-    again. Behaves and raises as process_one() does otherwise.
+    Raise TaskResultDoesNotExist if there is no such row. Raise TaskNotDue if it may not be run now:
+    its run_after is in the future, it is RUNNING, or it has finished. With `allow_retry` a FAILED
+    row is run again. Apart from that it behaves as process_one() does.
     """
     with Inline(backend) as inline:
         result = inline.backend.get_result(str(id))
@@ -97,7 +98,7 @@ def run_task(id: str | UUID, allow_retry: bool = False, backend: str = "default"
 
 
 def _why_not(result: TaskResult) -> str:
-    """Return why the row cannot be claimed, as it stands now."""
+    """Return why the row cannot be claimed now."""
     run_after = result.task.run_after
     match result.status:
         case TaskResultStatus.READY if run_after and run_after > timezone.now():
@@ -114,13 +115,13 @@ def _why_not(result: TaskResult) -> str:
 
 
 class Inline:
-    """Claims and runs rows of one backend, one at a time, in the thread that asks.
+    """Claims and runs rows of one backend, one at a time, in the thread that calls it.
 
-    As a context manager it is a live worker from its first claim to the end: should the process
-    be killed, a runner misses it and requeues its row.
+    As a context manager it is a live worker from its first claim to the end of the block. If the
+    process is killed, a runner declares the worker lost and requeues its row.
 
-    Raise RuntimeError inside a transaction of the caller, RunnerError if the backend is immediate
-    or none of ours.
+    Raise RuntimeError inside a caller's transaction, RunnerError if the backend is immediate or not
+    a DatabaseBackend.
     """
 
     def __init__(self, alias: str) -> None:
@@ -128,7 +129,7 @@ class Inline:
         _refuse_transaction()
         self.db = self.backend.database
         self.context = self.backend.context(make_worker_id())
-        # What ends with the block; whether there is one; whether this is a live worker.
+        # What ends with the block; whether there is a block; whether this is a live worker.
         self._life = ExitStack()
         self._has_life = self._is_known = False
 
@@ -140,14 +141,14 @@ class Inline:
         self._life.close()
 
     def _join(self) -> None:
-        """Become a live worker, if this is to be one."""
+        """Register as a live worker, if there is a block and that was not done."""
         if self._has_life and not self._is_known:
             who = (self.db, self.context.worker_id, self.backend.alias)
             timeout = self.backend.config.worker_timeout
             self._is_known = self._life.enter_context(alive(*who, timeout))
 
     def claim(self, queue_name: str | None = None) -> Claim | None:
-        """Claim the best due row; return None if nothing is due. Held rows may have come due."""
+        """Claim the first due row; return None if nothing is due. Promotes scheduled rows first."""
         queues = None if queue_name is None else [queue_name]
         found = self._promote(queues)
         if not (found.due or found.quarantined):
@@ -157,7 +158,7 @@ class Inline:
         claims = store.claim(*who, 1, queues, registered=self._is_known)
         if claims:
             return claims[0]
-        # What runs here runs alone.
+        # A quarantined row runs alone, as every row does here.
         return store.claim_quarantined(*who, queues, registered=self._is_known)
 
     def claim_one(self, id: UUID) -> Claim | None:
@@ -167,21 +168,20 @@ class Inline:
         return store.claim_one(self.db, self.backend.alias, self.context.worker_id, id)
 
     def _promote(self, queues: list[str] | None = None) -> store.QueuePeek:
-        """Make due what has come due; return what the head of those queues, or of all, shows."""
+        """Promote scheduled rows that have come due; return what the head of those queues shows."""
         alias = self.backend.alias
         while True:
             found = store.peek(self.db, alias, queues)
             is_late = found.next_due is not None and found.next_due <= 0
-            # If none is promoted, somebody else is at it and has locked those rows.
+            # If none was promoted, another process is promoting these rows and has locked them.
             if not is_late or not (places := store.promote(self.db, alias)):
                 return found
             wakeup.became_due(self.db, alias, places, only_here=True)
 
     def run(self, claim: Claim) -> Ended:
-        """Run the claimed row and settle it; return the attempt and what became of it.
+        """Run the claimed row and settle it; return the attempt and its outcome.
 
-        The row is settled whatever happens. Raise KeyboardInterrupt if Ctrl-C broke in: the row
-        is READY again then, to be started anew.
+        The row is always settled. After Ctrl-C it is READY again, and KeyboardInterrupt is raised.
         """
         attempt = Attempt(self.context, claim)
         outcome: Outcome | None = None
@@ -197,15 +197,15 @@ class Inline:
         return attempt, outcome
 
     def _settle(self, attempt: Attempt, outcome: Outcome) -> Outcome:
-        """Write the outcome and return it as written, in words that the database takes."""
+        """Write the outcome, or a plain error if the database refuses it; return it as written."""
         ended = (attempt, outcome)
         try:
             written = settle(self.db, [ended])
         except (OperationalError, InterfaceError, KeyboardInterrupt) as error:
             if connections[self.db].in_atomic_block:
                 raise
-            # A connection breaks unseen while a task takes its time, and Ctrl-C may come in
-            # mid-statement: once more, on a new one. What is written already is not written twice.
+            # A connection may break while a task runs, and Ctrl-C may come in the middle of a
+            # statement. So try once more on a new connection: the guards prevent a second write.
             connections[self.db].close()
             written = settle(self.db, [ended])
             if isinstance(error, KeyboardInterrupt):
@@ -245,7 +245,7 @@ def _in_transaction() -> list[Any]:
 
 @contextmanager
 def _alone(task_path: str) -> Iterator[None]:
-    """Let a task find and leave this thread's connections as in a runner: no transaction open."""
+    """Run the block as a runner would, with no transaction open in this thread afterwards."""
     tested = _in_transaction()
     try:
         with ExitStack() as stack:
@@ -259,14 +259,14 @@ def _alone(task_path: str) -> Iterator[None]:
 
 @contextmanager
 def _as_if_autocommit(connection: Any, task_path: str) -> Iterator[None]:
-    """Let a task under a TestCase's transaction believe that there is none.
+    """Run the block inside a TestCase's transaction as if there were none.
 
-    Its on_commit callbacks run when it ends, as nothing else will commit. An error that makes
-    PostgreSQL refuse further statements undoes what the task wrote, and spares the test.
+    The task's on_commit callbacks run when it ends, because no commit follows. If a database error
+    breaks the transaction, only what the task wrote is rolled back, and the test goes on.
     """
     callbacks, depth = len(connection.run_on_commit), len(connection.atomic_blocks)
     block = transaction.atomic(connection.alias)
-    # So it hinders neither atomic(durable=True) in the task nor a task that runs tasks.
+    # Marked like a TestCase's block, so that the task can use atomic(durable=True), or run tasks.
     block._from_testcase = True
     try:
         with block:

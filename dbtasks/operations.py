@@ -1,7 +1,7 @@
 """Manual operations on rows: retry, run now, cancel, delete.
 
-Owns which rows each one fits, its transition, the wake-up after it, and the words that say what was
-done. The admin, the commands and the backend share them. Never checks who may do it.
+Owns which rows each one fits, its transition, the wake-up after it, and its messages. The admin,
+the commands and the backend share them. Never checks permissions.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,29 +19,28 @@ from .db.connections import after_commit
 from .models import ScheduledTask, ScheduledTaskQuerySet
 from .store import Place
 
-# How long a row stays if it fails; None is for ever.
+# Returns how long a row is kept if it fails; None is for ever.
 Retain = Callable[[ScheduledTask], timedelta | None]
 
 
 class Operation(NamedTuple):
-    """What can be done with rows, and how it is said."""
+    """An operation on rows, and its messages."""
 
     # The rows in the state that the transition starts from.
     rows: Callable[[ScheduledTaskQuerySet], ScheduledTaskQuerySet]
-    # The transition: database, ids, and how long a failed row stays. Returns how many were moved.
+    # The transition: takes the database, ids and Retain; returns how many rows were moved.
     move: Callable[[str, Sequence[UUID], Retain], int]
-    # Whether moved rows may be due now.
     makes_due: bool
     # For the history of a row.
     note: Any
-    # With %(moved)d; and with %(seen)d as well, when some rows were not moved.
+    # With %(moved)d; `some` has %(seen)d as well, for when some rows were not moved.
     all: Any
     some: Any
 
     def apply(self, db: str, rows: Iterable[ScheduledTask], retain: Retain) -> int:
-        """Move those of the rows that can be moved; return how many these were.
+        """Move those of the rows that can be moved; return how many there were.
 
-        Joins a transaction of the caller. Runners are told after its commit.
+        Joins the caller's transaction. Runners are woken after its commit.
         """
         rows = list(rows)
         moved = self.move(db, [row.pk for row in rows], retain)
@@ -105,7 +104,10 @@ DELETE_EXPIRED = Operation(
 
 
 def cancel(db: str, rows: Iterable[ScheduledTask], retain: Retain) -> bool:
-    """Cancel the rows: waiting ones end at once, running ones are asked to; return if any did."""
+    """Cancel the rows; return whether any was cancelled or asked to end.
+
+    A READY row ends at once, a RUNNING one is asked to end.
+    """
     rows = list(rows)
-    # Once more, for a row that was running when we first looked and then waits for a retry.
+    # CANCEL comes again for a row that ran at first, and now waits for a retry.
     return any(each.apply(db, rows, retain) for each in (CANCEL, REQUEST_CANCEL, CANCEL))

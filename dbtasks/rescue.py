@@ -1,7 +1,7 @@
-"""What becomes of rows whose worker is gone, or never heard of them.
+"""Rows whose worker was lost, or whose claim never reached its worker.
 
-Owns the rescue: which rows of lost workers start again, and which fail. Never decides that a worker
-is lost, and never runs a task.
+Owns which of these rows start again, and which fail. Never decides that a worker is lost, and never
+runs a task.
 """
 
 from collections.abc import Iterable
@@ -14,15 +14,15 @@ from .execution import outcomes
 from .models import ScheduledTask
 from .store import workers
 
-# A row whose worker is lost so many times fails: it may be what ends them.
+# A row with this many lost workers fails, because it may be what ends them.
 MAX_LOST = 3
 
 
 def rescue(backend: DatabaseBackend) -> list[ScheduledTask]:
-    """Settle up to 500 rows of the backend's lost workers; return those that were, as they were.
+    """Settle up to 500 rows of the backend's lost workers; return those, as they were before.
 
     A row fails if it was cancelled, if its policy is on_lost="fail", or if this is the third worker
-    that is lost with it. Otherwise it is READY again. Each row is guarded by the fence that was
+    that was lost with it. Otherwise it is READY again. Each write is guarded by the fence that was
     seen, so a row that has moved on is left alone.
     """
     db = backend.database
@@ -56,10 +56,10 @@ def _lost(backend: DatabaseBackend, row: ScheduledTask, at: Any) -> store.Outcom
 
 
 def release_orphans(backend: DatabaseBackend, claims: Iterable[tuple[Any, int]]) -> int:
-    """Make claims READY again that their worker never heard of; return how many still stood.
+    """Requeue claims that never reached their worker; return how many of them still stood.
 
-    Each claim is given as id and fence. No code has run, so the start that was counted is taken
-    back. A row that was cancelled meanwhile fails.
+    Each claim is given as id and fence. No task code has run, so the attempt that was counted is
+    subtracted. A row that was cancelled meanwhile fails.
     """
     db = backend.database
     at = store.now(db)

@@ -1,4 +1,4 @@
-"""Every read for people: counts, and what ran last.
+"""Reads for people: counts, and the last run of a schedule.
 
 Owns these queries, each served by an index. Never changes a row.
 """
@@ -22,7 +22,7 @@ def pending_count(db: str, backend: str, queue_name: str | None = None) -> int:
     if queue_name is not None:
         rows = rows.filter(queue_name=queue_name)
     has_come = rows.filter(status=READY, hold=Hold.SCHEDULED, run_after__lte=now(db))
-    # Three counts, because each has an index and a disjunction has none.
+    # Three counts, because an index serves each of them, but none serves their union.
     return rows.due().count() + rows.quarantined().count() + has_come.count()
 
 

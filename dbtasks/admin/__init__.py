@@ -1,7 +1,7 @@
 """The queue in Django's admin.
 
-Owns what is shown of rows, workers and schedules, and what may be done with them there. Never runs
-or imports task code: a row whose function is gone shows like any other.
+Owns how rows, workers and schedules are shown, and the actions on them. Never runs a task, and
+never imports one to show its row: a row whose function is gone is shown like any other.
 
 Read in this order: mask, render, changelist, actions, columns, tasks, workers, schedules.
 """

@@ -1,7 +1,7 @@
-"""What may be done with rows in the admin.
+"""Actions on rows in the admin.
 
 Owns the actions, their confirmation, their messages and their entries in the log. Never writes to a
-row but through an operation.
+row except through an operation.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ from ..operations import (
 )
 from .changelist import bounded_count
 
-# Rows that an action moves in one transaction: short enough to hold no lock for long.
+# Rows that an action changes in one transaction: few, so that it holds its locks for a short time.
 BATCH = 500
 
 
@@ -46,12 +46,12 @@ class TaskActions(admin.ModelAdmin):
 
     @admin.action(permissions=["change"], description=_("Run scheduled tasks now"))
     def run_now(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
-        """Make rows due that wait for their time."""
+        """Make scheduled rows due now."""
         return self._apply(request, queryset, RUN_NOW)
 
     @admin.action(permissions=["change"], description=_("Cancel tasks"))
     def cancel(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
-        """Finish rows as FAILED that have not started; ask running ones to stop."""
+        """Make waiting rows FAILED; ask running ones to stop."""
         running = queryset.running()
         if running.exists():
             asked = self._apply(request, running, REQUEST_CANCEL)
@@ -92,9 +92,9 @@ class TaskActions(admin.ModelAdmin):
     def _apply(
         self, request: HttpRequest, queryset: Any, operation: Operation
     ) -> HttpResponse | None:
-        """Move the rows that can be moved, in batches; say how many these were."""
+        """Apply the operation in batches to the rows that it fits; show how many these were."""
         if request.POST.get("select_across") == "1":
-            # Whoever means all rows that match does not want to hear how many are in other states.
+            # If all matching rows are selected, the message does not count those it does not fit.
             queryset = operation.rows(queryset)
         seen = moved = 0
         for ids in _batches(queryset):
@@ -118,10 +118,10 @@ class TaskActions(admin.ModelAdmin):
         )
 
     def _move(self, request: HttpRequest, db: str, ids: list[UUID], operation: Operation) -> int:
-        """Move a batch in one transaction with its log entries; wake runners of this process."""
+        """Apply the operation to a batch and log it in one transaction; return how many changed."""
         with transaction.atomic(db):
-            # Locked, so that the log names exactly the rows that are moved. A row that somebody
-            # else holds is on its way to another state: it is skipped, nobody waits for anybody.
+            # Locked, so that the log names exactly the rows that change. A row that is locked by
+            # another transaction is about to change its state: it is skipped without waiting.
             rows = operation.rows(ScheduledTask.objects.using(db)).filter(pk__in=ids)
             locked = list(
                 rows.only("task_path", "backend", "queue_name", "priority").select_for_update(
@@ -135,7 +135,7 @@ class TaskActions(admin.ModelAdmin):
         return moved
 
     def _log(self, request: HttpRequest, rows: list[ScheduledTask], operation: Operation) -> None:
-        # Not at the top: Django's admin may be imported without being installed.
+        # Imported here, because this module may be imported without the admin being installed.
         from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 
         user: Any = request.user
@@ -144,7 +144,7 @@ class TaskActions(admin.ModelAdmin):
 
 
 def _batches(queryset: Any) -> Iterator[list[UUID]]:
-    """Yield the ids of the rows, the newest first, so that rows that come in are never reached."""
+    """Yield the ids of the rows in batches, newest first, so that new rows are left out."""
     ids = queryset.order_by("-pk").values_list("pk", flat=True)
     batch = list(ids[:BATCH])
     while batch:

@@ -1,4 +1,4 @@
-"""The list of rows, however many there are.
+"""The list of rows, for tables of any size.
 
 Owns its order, its paging and its filter, each served by an index. Never counts the whole table.
 """
@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from ..backend import our_backends
 from .render import _PARTS, STATES
 
-# Rows that are counted, and so can be paged through; counting ten million takes seconds.
+# Rows that are counted, and so can be paged through. Counting ten million rows takes seconds.
 MAX_COUNT = 10_000
 
 
@@ -26,18 +26,18 @@ def database() -> str:
 
 
 class Many(int):
-    """A number of rows that was not counted to its end."""
+    """A count of rows that stopped before the last one."""
 
     def __str__(self) -> str:
         return f"{int(self):,}+"
 
 
 class BoundedPaginator(Paginator):
-    """Counts, and pages through, the first MAX_COUNT rows only."""
+    """Counts and pages through the first MAX_COUNT rows only."""
 
     @cached_property
     def count(self) -> int:
-        """Number of rows; Many if there are more than are counted."""
+        """The number of rows; Many if there are more than MAX_COUNT."""
         return bounded_count(self.object_list)
 
 
@@ -48,13 +48,13 @@ def bounded_count(rows: Any) -> int:
 
 
 class TaskList(ChangeList):
-    """The list in order of age, the newest first: the one order that needs no sorting."""
+    """The list, newest row first: the only order that needs no sorting."""
 
     def get_ordering(self, request: HttpRequest, queryset: Any) -> Any:
         return ["-id"]
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> Any:
-        # What the list does not show, and may be large.
+        # The list does not show these fields, which may be large.
         rows = super().get_queryset(request, exclude_parameters)
         return rows.defer("return_value", "meta", "policy")
 
@@ -62,8 +62,8 @@ class TaskList(ChangeList):
         super().get_results(request)
         if isinstance(self.result_count, Many):
             return
-        # A database that is to sort these few rows may rather walk the whole table along its
-        # key. Unsorted, their own index finds them.
+        # To sort these few rows, a database may read the whole table along its primary key.
+        # Without a sort it finds them by their own index.
         keys = self.queryset.order_by().values_list("pk", flat=True)[:MAX_COUNT]
         ids = sorted(keys, reverse=True)
         if self.multi_page and not (self.show_all and self.can_show_all):
@@ -73,11 +73,11 @@ class TaskList(ChangeList):
 
 
 class StateFilter(admin.SimpleListFilter):
-    """The states, each served by an index.
+    """Filters by state; each state is served by an index.
 
-    Neither queue nor task are offered: of finished rows no index knows them, so a rare one would
-    be looked for in the whole table. Successful rows need no index, for they are most of it.
-    Cancelled rows are found among the failed ones, those that are asked to stop among the running.
+    There is no filter by queue or task: no index of finished rows contains them, so a search for a
+    rare one would read the whole table. Successful rows need no index, because they are most of the
+    table. Cancelled rows are listed as failed, rows that are asked to stop as running.
     """
 
     title = _("state")

@@ -1,4 +1,4 @@
-"""What is shown of a row, in the list and on its page.
+"""What the admin shows of a row, in the list and on the row's page.
 
 Owns a method for each column and field. Never changes a row, and never shows a value that the mask
 hides.
@@ -42,20 +42,20 @@ class TaskColumns:
 
     @admin.display(description=_("state"))
     def state(self, row: ScheduledTask) -> str:
-        """Show the state in words; the colour only repeats them."""
+        """Show the state in words; the colour only repeats it."""
         key = state_of(row)
         return format_html('<span class="dbtasks-state {}">{}</span>', key, STATES[key])
 
     @admin.display(description=_("task"))
     def task(self, row: ScheduledTask) -> str:
-        """Show the last three parts of the path, the whole of it in the title."""
+        """Show the last three parts of the path, and the whole path in the title."""
         parts = row.task_path.split(".")
         short = f"…{'.'.join(parts[-3:])}" if len(parts) > 3 else row.task_path
         return format_html('<span title="{}">{}</span>', row.task_path, short)
 
     @admin.display(description=_("arguments"))
     def call(self, row: ScheduledTask) -> str:
-        """Show how the arguments begin."""
+        """Show the beginning of the arguments."""
         mask = Mask(row)
         args = [as_json(item) for item in mask.args()]
         kwargs = [f"{k}={as_json(v)}" for k, v in mask.value(row.kwargs or {}).items()]
@@ -81,13 +81,13 @@ class TaskColumns:
 
     @admin.display(description=_("when"))
     def when(self, row: ScheduledTask) -> str:
-        """Show the moment that matters in the row's state, seen from now."""
+        """Show when the row ended, was started, will start or was enqueued, relative to now."""
         at = row.finished_at or (row.last_attempted_at if row.status == RUNNING else row.run_after)
         return moment(at or row.enqueued_at, relative=True)
 
     @admin.display(description=_("worker"))
     def worker(self, row: ScheduledTask) -> str:
-        """Show who runs the row, or did so last."""
+        """Show the worker that runs the row, or ran it last."""
         return row.worker_id or (row.worker_ids[-1] if row.worker_ids else NOTHING)
 
     @admin.display(description=_("error"))
@@ -120,12 +120,12 @@ class TaskColumns:
 
     @admin.display(description=_("meta"))
     def extra(self, row: ScheduledTask) -> str:
-        """Show what rides along."""
+        """Show the meta of the task, which is stored with the row."""
         return NOTHING if row.meta is None else as_pretty_json(Mask(row).value(row.meta))
 
     @admin.display(description=_("attempts"))
     def attempts(self, row: ScheduledTask) -> str:
-        """Show each start with its worker, and the error it ended in."""
+        """Show each start with its worker and its error."""
         starts = list(_starts(row))
         if not starts:
             return NOTHING
@@ -149,7 +149,7 @@ class TaskColumns:
     def _traceback(self, mask: Mask, error: tuple[str, str] | None, is_open: bool) -> str:
         if error is None:
             return NOTHING
-        # The exception's class is shown as text only: to resolve it would import code.
+        # The exception's class is only shown as text, because resolving it would import code.
         path, text = error[0], mask.text(error[1])
         return format_html(
             "<details{}><summary>{}</summary><div>{}</div><pre>{}</pre></details>",
@@ -161,7 +161,7 @@ class TaskColumns:
 
     @admin.display(description=_("timeline"))
     def timeline(self, row: ScheduledTask) -> str:
-        """Show the moments of the row's life in order."""
+        """Show the row's times in order."""
         names = (
             "enqueued_at",
             "run_after",
@@ -180,10 +180,10 @@ class TaskColumns:
 
 
 def _starts(row: ScheduledTask) -> Iterator[tuple[int | None, str | None, Any]]:
-    """Yield each start as number, worker and error or None; then errors without a start.
+    """Yield number, worker and error of each start, and errors without a start; None is missing.
 
-    Only the last errors are kept, so they are matched from the end; a running or successful start
-    has none, and the cancel of a waiting row has no start.
+    A row keeps its last errors only, so they are matched with the starts from the end. A running or
+    successful start has no error, and the cancel of a waiting row has no start.
     """
     errors = list(row.errors or [])
     waited = bool(errors) and is_cancel(errors[-1]) and errors[-1][1] == str(TaskCancelled())

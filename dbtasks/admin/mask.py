@@ -1,7 +1,7 @@
-"""Secrets in what a row shows.
+"""Hiding the secrets of a row.
 
-Owns which values are hidden from people: those whose names OPTIONS["mask"] tells, wherever they
-turn up again. Never imports task code, and never changes what is stored.
+Owns which values are hidden from people: those whose names contain a part in OPTIONS["mask"],
+wherever they are repeated. Never imports task code, and never changes what is stored.
 """
 
 import json
@@ -16,12 +16,12 @@ from ..models import PeriodicTask, ScheduledTask
 from ..options import Options
 
 MASK = "••••••"
-# A secret as short as this is masked by its key alone: in a text it would match all over.
+# A secret of this length or less is masked by its name only: in texts it would match everywhere.
 SHORT_SECRET = 3
 
 
 class Mask:
-    """Hides the secrets of one row, wherever they turn up again."""
+    """Hides the secrets of one row, also where they are repeated in other values and errors."""
 
     def __init__(self, row: ScheduledTask | PeriodicTask) -> None:
         self.row = row
@@ -30,7 +30,7 @@ class Mask:
         self.parts = [part.lower() for part in options.mask]
 
     def hides(self, name: str) -> bool:
-        """Tell whether values of that name are secrets."""
+        """Return whether values of that name are secrets."""
         return any(part in name.lower() for part in self.parts)
 
     def value(self, value: Any) -> Any:
@@ -50,14 +50,14 @@ class Mask:
         ]
 
     def text(self, text: str) -> str:
-        """Return the text with each secret of the arguments masked where it stands verbatim."""
+        """Return the text with each verbatim copy of a secret argument masked."""
         for secret in self._secrets:
             text = text.replace(secret, MASK)
         return text
 
     @cached_property
     def _names(self) -> list[str]:
-        """Parameters of the function, as far as this process has imported it already."""
+        """The parameters of the function; none if this process has not imported it."""
         task = registry.get(self.row.task_path)
         if task is None:
             return []
@@ -72,7 +72,7 @@ class Mask:
         named = zip(self._names, self.row.args or [], strict=False)
         call = [*(self.row.args or []), self.row.kwargs or {}, dict(named)]
         texts = {text for leaf in self._leaves(call, False) for text in _spellings(leaf)}
-        # The longest first: one secret may be part of another.
+        # The longest first, because one secret may be part of another.
         return sorted((t for t in texts if len(t) > SHORT_SECRET), key=len, reverse=True)
 
     def _leaves(self, value: Any, secret: bool) -> Iterator[Any]:
@@ -87,8 +87,8 @@ class Mask:
 
 
 def _spellings(leaf: Any) -> set[str]:
-    """Return how a message may spell the value: as it is, as Python or as JSON writes it."""
+    """Return the forms of the value in a message: as it is, as Python and as JSON write it."""
     if not isinstance(leaf, str):
         return {repr(leaf)}
-    # Beside both kinds of quotes, repr() escapes the single one.
+    # If a text contains both kinds of quotes, repr() escapes the single ones.
     return {leaf, repr(leaf)[1:-1], repr(f"{leaf}\"'")[1:-4], json.dumps(leaf)[1:-1]}

@@ -31,13 +31,13 @@ STATES = {
     "failed": pgettext_lazy("Task", "Failed"),
     "cancelled": pgettext_lazy("Task", "Cancelled"),
 }
-# Found among the running rows, and the failed ones: no index knows them.
+# Listed with the running and the failed rows, because no index tells them apart.
 _PARTS = {"stopping", "cancelled"}
 _FINAL = {RUNNING: "running", SUCCESSFUL: "successful", FAILED: "failed"}
 
 
 def state_of(row: ScheduledTask) -> str:
-    """Return the key in STATES of what people call the row's state."""
+    """Return the state of the row, as a key of STATES."""
     if row.status == READY:
         return row.hold or "due"
     if row.status == FAILED and row.errors and is_cancel(row.errors[-1]):
@@ -48,7 +48,7 @@ def state_of(row: ScheduledTask) -> str:
 
 
 def is_cancel(error: tuple[str, str]) -> bool:
-    """Tell whether the error is that of a cancelled task."""
+    """Return whether the error is that of a cancelled task."""
     return error[0] == class_path(TaskCancelled)
 
 
@@ -64,7 +64,7 @@ def error_line(path: str, text: str) -> str:
 
 
 def humanize(length: timedelta) -> str:
-    """Return the length in its two largest units: 12 ms, 3.4 s, 5 min 6 s, 7 h 8 min, 9 d 1 h."""
+    """Return the time span in its largest units: 12 ms, 3.4 s, 5 min 6 s, 7 h 8 min, 9 d 1 h."""
     seconds = max(0.0, length.total_seconds())
     if seconds < 1:
         return gettext("%d ms") % (seconds * 1000)
@@ -80,7 +80,7 @@ def humanize(length: timedelta) -> str:
 
 
 def ago(at: datetime) -> str:
-    """Return how far the moment is from now."""
+    """Return in words how far the moment is from now."""
     distance = timezone.now() - at
     if distance < timedelta():
         return gettext("in %s") % humanize(-distance)
@@ -88,7 +88,7 @@ def ago(at: datetime) -> str:
 
 
 def moment(at: datetime, relative: bool = False) -> str:
-    """Return the moment as HTML, to the second, or as its distance with that in the title."""
+    """Return the moment as HTML, to the second; if `relative`, as its distance from now."""
     whole = date_format(_local(at), "Y-m-d H:i:s")
     shown = ago(at) if relative else whole
     return format_html('<time datetime="{}" title="{}">{}</time>', at.isoformat(), whole, shown)
@@ -99,7 +99,7 @@ def _local(at: datetime) -> datetime:
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
-    """Return the value as JSON for people."""
+    """Return the value as JSON that people can read."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 

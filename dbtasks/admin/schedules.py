@@ -1,6 +1,6 @@
-"""Schedules in the admin: those of settings to look at and pause, those made here to edit.
+"""Schedules in the admin: those of settings can be paused, those made in the admin edited.
 
-Owns their form and their actions. Never fires a tick of its own accord.
+Owns their form and their actions. Never fires a tick by itself.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ from .render import NOTHING, STATES, as_json, moment, state_of
 
 
 class PeriodicForm(forms.ModelForm):
-    """A schedule made by people: checked with the sentences that settings are checked with."""
+    """The form of a schedule, with the same checks and messages as for schedules of settings."""
 
     args = forms.JSONField(label=_("arguments"), required=False, initial=list)
     kwargs = forms.JSONField(label=_("keyword arguments"), required=False, initial=dict)
@@ -50,8 +50,8 @@ class PeriodicForm(forms.ModelForm):
         help_texts = {
             "task_path": _("The path of a registered task."),
             "spec": _("A cron expression such as 30 3 * * 1-5, or a duration such as 15m."),
-            "timezone": _("The time zone whose clocks count."),
-            "retain": _("How long finished rows stay, such as 7d; empty is what the task says."),
+            "timezone": _("The time zone of the cron expression."),
+            "retain": _("How long finished rows stay, such as 7d. If empty, the task decides."),
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -92,7 +92,7 @@ class PeriodicForm(forms.ModelForm):
 
 @admin.register(PeriodicTask)
 class PeriodicTaskAdmin(admin.ModelAdmin):
-    """The schedules: those of settings to look at and to pause, those of people to edit."""
+    """The schedules. Those of settings can be paused, those made in the admin edited."""
 
     form = PeriodicForm
     fields = PeriodicForm.Meta.fields
@@ -121,14 +121,14 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
         names = super().get_fields(request, obj)
         if obj is None or self.has_change_permission(request, obj):
             return names
-        # Who may not change the arguments need not know the secrets in them.
+        # Users who may not change the arguments do not see the secrets in them.
         return [f"masked_{name}" if name in ("args", "kwargs") else name for name in names]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return [name for name in self.get_fields(request, obj) if name.startswith("masked_")]
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        # What settings say is changed there.
+        # Schedules of settings are changed in the settings.
         return super().has_change_permission(request) and (obj is None or _is_from_admin(obj))
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -137,7 +137,7 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
     def get_actions(self, request: HttpRequest, action_location: Any = None) -> dict[str, Any]:
         where = () if action_location is None else (action_location,)
         actions = super().get_actions(request, *where)
-        # Deletes schedules of settings, too, which runners have in mind.
+        # It would also delete schedules of settings, which runners still fire.
         actions.pop("delete_selected", None)
         return actions
 
@@ -150,7 +150,7 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
 
     @admin.action(description=_("Run now"), permissions=["change"])
     def run_now(self, request: HttpRequest, queryset: Any) -> None:
-        """Enqueue one run of each, and leave the schedules as they are."""
+        """Enqueue one run of each; the schedules themselves do not change."""
         for row in queryset:
             backend = backend_of(row.backend)
             try:
@@ -169,7 +169,7 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
 
     @admin.action(description=_("Pause"), permissions=["change"])
     def pause(self, request: HttpRequest, queryset: Any) -> None:
-        """Fire them no more, until they are resumed."""
+        """Stop firing them until they are resumed."""
         rows = list(queryset.filter(paused=False))
         count = periodic.pause(queryset.db, [row.pk for row in rows])
         text = ngettext("%d schedule was paused.", "%d schedules were paused.", count)
@@ -200,17 +200,17 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
 
     @admin.display(description=_("schedule"))
     def schedule(self, row: PeriodicTask) -> str:
-        """Show the line and its zone."""
+        """Show the expression and its time zone."""
         return f"{row.spec} ({row.timezone})"
 
     @admin.display(description=_("next run"))
     def next(self, row: PeriodicTask) -> str:
-        """Show when it ticks next."""
+        """Show the next tick."""
         return NOTHING if row.paused else moment(row.next_tick, relative=True)
 
     @admin.display(description=_("last run"))
     def last(self, row: PeriodicTask) -> str:
-        """Show its last run, and what became of it."""
+        """Show the last run and its state."""
         if row.last_tick is None:
             return NOTHING
         run = last_run(database(), row)

@@ -1,6 +1,6 @@
 """Rows of the queue in the admin: the list, the search, the page of one row.
 
-Owns who may see and do what. Never edits a row: what can be done is an action.
+Owns who may see and do what. Never edits a row: every change is an action.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from .actions import TaskActions
 from .changelist import BoundedPaginator, StateFilter, TaskList, database
 from .columns import TaskColumns
 
-# Newest rows that a search by path reads: no index serves it, and this takes well under a second.
+# Newest rows that a search by path reads. No index serves it; this many take well under a second.
 SEARCHED = 100_000
 # The button of each action on the page of one row.
 _BUTTONS = {"retry_failed": _("Retry"), "run_now": _("Run now"), "cancel": _("Cancel")}
@@ -32,9 +32,9 @@ _MARKS = (("status", "hold", "cancel_requested"), ("schedule_key", "tick"), "pol
 
 @admin.register(ScheduledTask)
 class ScheduledTaskAdmin(TaskColumns, TaskActions):
-    """The rows of the queue: nothing can be edited, and what can be done is an action."""
+    """The rows of the queue. They cannot be edited; every change is an action."""
 
-    # From the left what people look for first: a narrow window cuts off the rest.
+    # What people look for first is on the left, because a narrow window cuts off the rest.
     list_display = ("state", "task", "call", "error", "when", "wait", "duration", *_ROUTE, "worker")
     list_display_links = ("task",)
     list_filter = (StateFilter,)
@@ -47,7 +47,7 @@ class ScheduledTaskAdmin(TaskColumns, TaskActions):
     show_facets = admin.ShowFacets.NEVER
     search_fields = ("id", "task_path")
     search_help_text = _(
-        "The whole id, or how the path of the task begins, among the newest 100,000 tasks."
+        "The whole id, or the beginning of the task's path among the newest 100,000 tasks."
     )
     actions = ("retry_failed", "run_now", "cancel", "delete_expired")
     fieldsets = (
@@ -71,7 +71,7 @@ class ScheduledTaskAdmin(TaskColumns, TaskActions):
         return TaskList
 
     def lookup_allowed(self, lookup: str, *args: Any, **kwargs: Any) -> bool:
-        # ?kwargs__contains=… in the URL would tell masked secrets letter by letter.
+        # ?kwargs__contains=… in the URL would reveal masked secrets letter by letter.
         return lookup == StateFilter.parameter_name
 
     def get_search_results(
@@ -95,7 +95,7 @@ class ScheduledTaskAdmin(TaskColumns, TaskActions):
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        # Of the list it means the actions; of one row, that its fields could be edited.
+        # For the list it allows the actions; for one row it would allow editing.
         return obj is None and super().has_change_permission(request)
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -106,14 +106,14 @@ class ScheduledTaskAdmin(TaskColumns, TaskActions):
 
     def delete_model(self, request: HttpRequest, obj: ScheduledTask) -> None:
         if not store.delete(database(), [obj.pk]):
-            # It was made ready again after the page was shown.
+            # The row was made READY again after the page was shown.
             raise PermissionDenied
 
     def get_actions(self, request: HttpRequest, action_location: Any = None) -> dict[str, Any]:
-        # Django 6.1 always names the location, 6.0 knows none.
+        # Django 6.1 always passes the location, 6.0 has no such argument.
         where = () if action_location is None else (action_location,)
         actions = super().get_actions(request, *where)
-        # Deletes whatever is selected, running rows among it.
+        # It would delete all selected rows, even running ones.
         actions.pop("delete_selected", None)
         return actions
 

@@ -1,6 +1,6 @@
-"""Workers in the admin, to look at only.
+"""Workers in the admin, read-only.
 
-Owns the list. Never lets anybody change or delete a worker.
+Owns the list. Never changes or deletes a worker.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from .changelist import database
 
 @admin.register(Worker)
 class WorkerAdmin(admin.ModelAdmin):
-    """The runners, as they see each other: to look at only."""
+    """The runners, as they see each other. Read-only."""
 
     list_display = ("worker_id", "backend", "state", "started_at", "beat_at", "pid")
     ordering = ("-started_at",)
@@ -32,5 +32,5 @@ class WorkerAdmin(admin.ModelAdmin):
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        # Its runner would have to join anew, and nobody would miss it if it did not.
+        # Its runner would have to join again; if it had died, it would not be declared lost.
         return False

@@ -37,7 +37,7 @@ def get(path: str) -> Task | None:
 
 
 def discover() -> list[str]:
-    """Import the ``tasks`` module of each installed app; return a sentence for each that fails."""
+    """Import the ``tasks`` module of each installed app; return a message for each that fails."""
     failed = []
     for config in apps.get_app_configs():
         if config.module is None or not module_has_submodule(config.module, "tasks"):

@@ -45,7 +45,7 @@ class TaskResult(base.TaskResult):  # type: ignore[misc]  # its stub is not froz
     def wait(self, timeout: float | None = None) -> Self:
         """Block until the task has finished, in any process; return this result, refreshed.
 
-        Polls the row, after 2 ms at first and every 0.5 s later. Raise TimeoutError if the task has
+        Polls the row: every 2 ms at first, every 0.5 s later. Raise TimeoutError if the task has
         not finished after `timeout` seconds; None waits for ever. Raise RuntimeError inside a
         transaction, because no runner sees the row before the commit.
         """

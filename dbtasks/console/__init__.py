@@ -1,6 +1,6 @@
-"""What people read in a terminal while a runner runs.
+"""What commands print, and what they check first.
 
-Owns the words, and what a command checks first. Never changes how a runner runs.
+Owns the texts that people read in a terminal while a runner runs. Never changes how a runner runs.
 
 Read in this order: terminal, logs, events, progress, narrator, report, banner, preflight, flags.
 """

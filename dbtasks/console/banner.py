@@ -1,6 +1,6 @@
-"""What a runner says of itself before it starts.
+"""The banner that a runner prints before it starts.
 
-Owns the banner. Never starts anything.
+Owns its text. Never starts anything.
 """
 
 import os
@@ -15,17 +15,17 @@ from ..runner.runner import Runner
 from ..stats import due_rows
 from .terminal import humanize_seconds, plural, printable
 
-# Due rows counted for the banner: nobody waits for the count of millions.
+# Due rows that are counted at most: the start does not wait for a count of millions.
 MANY = 10_000
 
 
 def banner(
     runner: Runner, backend: DatabaseBackend, processes: int = 0, stop: str | None = None
 ) -> str:
-    """Return what a runner says of itself before it starts, with ``{worker_id}`` left open.
+    """Return the banner of a runner, in which ``{worker_id}`` is still to be replaced.
 
-    With `processes`, what the one that supervises so many says of all, with nothing left open.
-    `stop` is the sentence on how it ends, where that is not Ctrl-C.
+    With `processes`, return the banner of the supervisor of that many processes, in which nothing
+    is to be replaced. `stop` is the sentence about how to stop it, if that is not Ctrl-C.
     """
     connection = connections[backend.database]
     queues = runner.options.queues or sorted(backend.queues)

@@ -1,6 +1,6 @@
 """A settled attempt, as a line of text and as the fields of a JSON object.
 
-Owns their names and words. Never decides whether it is shown.
+Owns the names of events and fields, and their texts. Never decides whether a line is shown.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from .terminal import humanize_seconds, printable
 
 
 def describe(ended: Ended) -> dict[str, Any]:
-    """Return what is to be said of a settled attempt: times in seconds, moments in UTC."""
+    """Return the fields of a settled attempt: durations in seconds, times in UTC."""
     attempt, outcome = ended
     claim, context = attempt.claim, attempt.context
     began = outcome.last_attempted_at
@@ -52,19 +52,19 @@ _MARKS = {
 
 
 def _event(attempt: Attempt, outcome: Outcome) -> str:
-    """Return what happened: a READY row was released, or is retried after an error."""
+    """Return the name of the event. A READY row was released, or is retried after an error."""
     is_retry = outcome.status == READY and attempt.error is not None
     return "task.retried" if is_retry else _EVENTS[outcome.status]
 
 
 def _failure(outcome: Outcome) -> tuple[str | None, str | None]:
-    """Return the class of the outcome's error and the last line of its message, if it has one."""
+    """Return the class and the last line of the outcome's error; None twice if it has none."""
     if outcome.status == SUCCESSFUL or not outcome.errors:
         return None, None
     path, text = payload.load(outcome.errors)[-1]
     last = (text.strip().splitlines() or [""])[-1]
     name = path.rpartition(".")[2]
-    # A traceback names the class before the message, unless that has several lines.
+    # The last line of a traceback begins with the class, unless the message has several lines.
     for prefix in (path, name):
         last = last.removeprefix(f"{prefix}: ") if last != prefix else ""
     return name, last

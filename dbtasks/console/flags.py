@@ -1,6 +1,6 @@
 """Command-line flags.
 
-Owns how the options of a runner become flags of a parser. Never reads what was given.
+Owns how the options of a runner become flags of a parser. Never reads the values of flags.
 """
 
 from argparse import RawDescriptionHelpFormatter
@@ -13,8 +13,8 @@ from ..options.runner import RUNNER_OPTIONS, RunnerOption
 def add_runner_options(parser: Any, *names: str, **instead: dict[str, Any]) -> None:
     """Add the flags of these options of a runner, or of all, to a parser or a group of it.
 
-    `instead` has other values of some of them: `flags` where a command uses the usual ones itself,
-    or `help`.
+    `instead` replaces attributes of some options, such as `flags` that the command uses itself, or
+    `help`.
     """
     for option in RUNNER_OPTIONS:
         if not names or option.name in names:
@@ -23,7 +23,7 @@ def add_runner_options(parser: Any, *names: str, **instead: dict[str, Any]) -> N
 
 
 def _arguments(option: RunnerOption) -> dict[str, Any]:
-    """Return what argparse needs beside the flags."""
+    """Return the keyword arguments of add_argument()."""
     arguments: dict[str, Any] = {"dest": option.name, "help": option.help, **option.extra}
     if "action" not in option.extra:
         arguments["type"] = option.read
@@ -40,5 +40,5 @@ def add_backend(parser: Any, help: str) -> None:
 
 
 def formatter(base: Any) -> Any:
-    """Return the class with which help keeps the lines of its epilog as they are."""
+    """Return a help formatter that keeps the line breaks of the epilog."""
     return type("HelpFormatter", (base, RawDescriptionHelpFormatter), {})

@@ -1,6 +1,6 @@
-"""What the package logs, shown where the project has no logging of its own.
+"""The log output of a command, for projects that do not configure logging.
 
-Owns a handler for as long as a command runs. Never changes a project's LOGGING.
+Owns a handler that exists while the command runs. Never changes a project's LOGGING.
 """
 
 import json
@@ -17,7 +17,7 @@ from .terminal import Terminal, printable
 
 
 class _Formatter(logging.Formatter):
-    """One line a record, its traceback below; or one JSON object."""
+    """Formats a record as one line, with its traceback below, or as one JSON object."""
 
     def __init__(self, as_json: bool, process: int | None) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
@@ -44,9 +44,9 @@ class _Formatter(logging.Formatter):
 def log_output(
     screen: Terminal, verbosity: int, as_json: bool = False, process: int | None = None
 ) -> Iterator[None]:
-    """Show what the package logs, and keep the bar whole, where the project says nothing of it.
+    """Show what the package logs if the project does not, and keep all logs from breaking the bar.
 
-    Loggers are left as they were found.
+    The loggers are restored when the block ends.
     """
     ours, tasks = logging.getLogger("dbtasks"), logging.getLogger("django.tasks")
     levels = ours.level, tasks.level
@@ -60,7 +60,7 @@ def log_output(
         if not ours.level:
             ours.setLevel(logging.DEBUG if verbosity > 1 else logging.INFO)
     if not settings.LOGGING and not tasks.level:
-        # Django's console, which exists in DEBUG, would say each line of ours twice again.
+        # With DEBUG, Django's console handler would add two lines of its own for each task.
         tasks.setLevel(logging.WARNING if verbosity else logging.CRITICAL)
     consoles = _redirected(screen) if verbosity and screen.isatty() else []
     try:
@@ -74,7 +74,7 @@ def log_output(
 
 
 def _redirected(screen: Terminal) -> list[tuple[Any, Any]]:
-    """Make other handlers on standard error write above the bar; return them with their stream."""
+    """Make other handlers of stderr write above the bar; return them with their old stream."""
     found: list[tuple[Any, Any]] = []
     for name in ("", "django", "django.tasks", "dbtasks"):
         found += [
@@ -86,10 +86,10 @@ def _redirected(screen: Terminal) -> list[tuple[Any, Any]]:
 
 
 def process_field(process: int | None) -> dict[str, int]:
-    """Return the field that says which of several processes wrote the object."""
+    """Return the field that names the process, if there are several."""
     return {} if process is None else {"process": process}
 
 
 def now_text() -> str:
-    """Return this moment as text, in UTC."""
+    """Return the current time in UTC, in ISO format."""
     return datetime.now(UTC).isoformat()

@@ -1,6 +1,6 @@
-"""The thread that writes what a runner does.
+"""The thread that prints what a runner does.
 
-Owns which tasks get a line, and the sums of those that do not. Never slows a task down: it may lose
+Owns which tasks get a line, and the summaries of the others. Never slows a task down: it may drop
 lines, and the runner does not wait for it.
 """
 
@@ -20,20 +20,20 @@ from .terminal import plural
 if TYPE_CHECKING:
     from .report import Report
 
-# Lines a second that people can read.
+# Lines per second that people can read.
 LINES = 20
-# Lines a second that failures get beyond those.
+# Further lines per second, for failures only.
 FAILURE_LINES = 10
 # Seconds between two drawings of the bar.
 BAR_INTERVAL = 0.2
 # Seconds between two lines of progress.
 PROGRESS_INTERVAL = 10.0
-# Seconds between two sums of many tasks.
+# Seconds between two summaries of many tasks.
 SUM_INTERVAL = 1.0
 
 
 class Narrator(Service):
-    """Writes the banner of a runner once it is ready, then a line for each task, or sums."""
+    """Prints the banner once the runner is ready, then a line for each task, or summaries."""
 
     def __init__(
         self, report: "Report", runner: Runner, progress: Progress | None, banner: str
@@ -52,7 +52,7 @@ class Narrator(Service):
         self._open_window()
 
     def pick(self, batch: Sequence[Ended]) -> None:
-        """Take from the batch what is worth a line. Runs in the thread that settles."""
+        """Queue the attempts of the batch that get a line. Runs in the thread that settles."""
         if room := self._room:
             self._room = room - min(room, len(batch))
             for ended in batch[:room]:
@@ -65,9 +65,9 @@ class Narrator(Service):
                 self._lines.put(ended)
 
     def finish(self, timeout: float) -> None:
-        """Write what is left, for at most so many seconds."""
+        """Write what is left, for at most `timeout` seconds."""
         self._lines.put(None)
-        # A terminal that takes nothing must not keep the process.
+        # A terminal that accepts no output must not keep the process from ending.
         self._thread.join(timeout)
 
     def work(self) -> None:
@@ -85,14 +85,14 @@ class Narrator(Service):
             self._report.err.bar("")
 
     def _wait_until_ready(self) -> bool:
-        """Return whether the runner has started; it may have ended again already."""
+        """Wait for the runner; return whether it has started. It may already have ended again."""
         while not self._runner.ready.wait(0.02):
             if not self._lines.empty():
                 return self._runner.finished.is_set()
         return True
 
     def _write(self) -> bool:
-        """Write what there is for a moment; return False when all is written."""
+        """Write the lines of a short time; return False after the last one."""
         now = time.monotonic()
         if now >= self._sum_at:
             self._sum_at = now + SUM_INTERVAL
@@ -132,7 +132,7 @@ class Narrator(Service):
         self._report.write(line, fields)
 
     def _open_window(self) -> None:
-        """Begin a second, in which so many lines may be written."""
+        """Begin a second and set how many lines may be written in it."""
         report = self._report
         self._window_done, self._window_failed = report.statuses.total(), report.failed
         self._shown = 0
@@ -140,7 +140,7 @@ class Narrator(Service):
         self._failure_room = FAILURE_LINES
 
     def _close_window(self) -> None:
-        """Sum up the second if it had more tasks than lines."""
+        """Write a summary of the second if it had more tasks than lines."""
         report = self._report
         done = report.statuses.total() - self._window_done
         failed = report.statuses[FAILED] - self._window_failed
@@ -154,5 +154,5 @@ class Narrator(Service):
             )
         self._open_window()
         if done > LINES:
-            # The next second will be like this one: its sum says more than its first lines.
+            # The next second is likely to be as busy: its summary says more than its first lines.
             self._room = 0

@@ -1,6 +1,6 @@
-"""What a command checks before it does anything: backend, queues, database.
+"""What a command checks before it starts: backend, queues, database.
 
-Owns the sentence for each thing that is missing. Never changes anything.
+Owns the message about each problem. Never changes anything.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from .terminal import one_line
 
 
 def check_queues(backend: DatabaseBackend, queues: Sequence[str] | None) -> None:
-    """Raise CommandError if the backend can have no such queue."""
+    """Raise CommandError if the backend cannot have one of the queues."""
     for queue in queues or ():
         if backend.queues and queue not in backend.queues:
             known = ", ".join(map(repr, sorted(backend.queues)))
@@ -51,7 +51,7 @@ def chosen_backends(alias: str | None) -> list[DatabaseBackend]:
 
 
 def ready_backend(alias: str) -> DatabaseBackend:
-    """Return the backend of that alias; raise CommandError if its rows are out of reach."""
+    """Return the backend of that alias; raise CommandError if its table cannot be read."""
     backend = one_backend(alias)
     check_database(backend.database)
     return backend
@@ -82,5 +82,5 @@ def check_database(db: str) -> None:
 
 
 def small_pool(db: str, threads: int) -> str | None:
-    """Return a sentence if the connection pool cannot serve so many threads; else None."""
+    """Return a warning if the connection pool cannot serve that many threads, else None."""
     return next((f"{warning.msg} {warning.hint}" for warning in check_pool(db, threads)), None)

@@ -1,7 +1,7 @@
-"""How far a drain has come.
+"""The progress of a drain.
 
-Owns the estimate of what is left, and the line or bar that shows it. Never counts more often than a
-twentieth of the time allows.
+Owns the estimate of what is left, and the line or bar that shows it. Never spends more than a
+twentieth of the time on counting.
 """
 
 import shutil
@@ -14,9 +14,9 @@ from ..runner.runner import Runner
 from ..stats import due_rows
 from .terminal import Terminal
 
-# Seconds between two counts at least.
+# The least number of seconds between two counts.
 COUNT_INTERVAL = 1.0
-# A count may take so many times less than the time between two.
+# The time between two counts is at least this many times what a count takes.
 COUNT_SHARE = 20
 
 
@@ -25,8 +25,8 @@ class Progress:
 
     def __init__(self, runner: Runner, backend: DatabaseBackend, terminal: Terminal) -> None:
         self._runner, self._backend, self._terminal = runner, backend, terminal
-        # How many rows were due at the last count, how many tasks were done then, when that was,
-        # on the monotonic clock, and how many seconds it took.
+        # Of the last count: the rows due, the tasks done by then, when it was, on the monotonic
+        # clock, and how many seconds it took.
         self._left: int | None = None
         self._left_done = 0
         self._counted_at = self._took = 0.0
@@ -39,7 +39,7 @@ class Progress:
         return text if self._terminal.can(text) else text.replace("·", "|")
 
     def bar(self, done: int, failed: int) -> str:
-        """Return the line with a bar before it, as far as the terminal has room."""
+        """Return the line with a bar before it, if the terminal is wide enough."""
         text, left = self.line(done, failed), self.left(done)
         columns = shutil.get_terminal_size().columns
         width = min(40, columns - len(text) - 2)
@@ -51,9 +51,9 @@ class Progress:
         return text[: columns - 1]
 
     def left(self, done: int) -> int | None:
-        """Return about how many rows are due: counted now and then, less what was done since.
+        """Return an estimate of the due rows: the last count, less the tasks done since.
 
-        None if the database cannot be reached.
+        Return None if the database cannot be reached.
         """
         now = time.monotonic()
         if now >= self._counted_at + max(COUNT_INTERVAL, COUNT_SHARE * self._took):
@@ -66,6 +66,6 @@ class Progress:
         try:
             backend = self._backend
             return due_rows(backend.database, backend.alias, self._runner.options.queues).count()
-        except DatabaseError:  # the runner reports that itself, and tries again
+        except DatabaseError:  # the runner reports the error itself, and tries again
             connections[self._backend.database].close()
             return None

@@ -1,6 +1,6 @@
-"""What a runner's people read: a banner, a line per task, progress, a summary.
+"""What a runner prints: a banner, a line for each task, progress, a summary.
 
-Owns the counts of a run and every word that is printed about it. Never changes how it runs.
+Owns the counts of a run and all that is printed about it. Never changes how it runs.
 """
 
 import json
@@ -21,11 +21,11 @@ from .terminal import Terminal, humanize_seconds, plural
 
 
 class Report:
-    """Reports what a runner does, as text or as JSON objects, one a line.
+    """Reports what a runner does, as text or as JSON objects, one per line.
 
-    `out` takes results, `err` what is said on the way. `process` is the number of this process if
-    there are several. Settled batches are only counted in the thread that settles; formatting and
-    writing happen in a thread of its own.
+    `out` receives the summary and all JSON, `err` all other text. `process` is the number of this
+    process if there are several. The thread that settles batches only counts them; a thread of its
+    own formats and writes.
     """
 
     def __init__(
@@ -59,16 +59,16 @@ class Report:
 
     @property
     def is_verbose(self) -> bool:
-        """Whether each task is worth a line beside a bar."""
+        """Whether each task gets a line even if there is a bar."""
         return self._verbosity > 1
 
     @property
     def can_draw(self) -> bool:
-        """Whether a bar can be drawn. Several processes would draw over each other's."""
+        """Whether a bar can be drawn. Several processes would overwrite each other's bar."""
         return self._process is None and not self.as_json and self.err.isatty()
 
     def start(self, runner: Runner, banner: str) -> None:
-        """Begin to report, once the runner is ready. ``{worker_id}`` in the banner is its own.
+        """Report from when the runner is ready. Its name replaces ``{worker_id}`` in the banner.
 
         Raise RunnerError if no runner can serve its backend.
         """
@@ -87,7 +87,7 @@ class Report:
             self._narrator.pick(batch)
 
     def say(self, text: str, **fields: Any) -> None:
-        """Write one thing; as JSON, the fields with it."""
+        """Write the text, or its fields as JSON, unless the verbosity is 0."""
         if self._verbosity:
             self.write(text, {"time": now_text(), **fields, "text": text})
 
@@ -108,7 +108,7 @@ class Report:
         return line
 
     def close(self) -> None:
-        """Write what is left, and sum up if the runner has run."""
+        """Write what is left, and a summary if the runner has started."""
         if self._narrator is None or self._runner is None:
             return
         self._narrator.finish(2.0)

@@ -1,7 +1,7 @@
-"""Writing to a terminal, or to whatever stands in its place.
+"""Writing to a terminal, or to another stream.
 
-Owns what may be printed safely, and the line that is drawn below all others. Never raises because a
-stream is gone.
+Owns what may be printed safely, and the bar: a line that is drawn below all others. Never raises an
+exception because a stream is closed.
 """
 
 import re
@@ -16,13 +16,13 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff
 
 
 def printable(text: str, limit: int = 300) -> str:
-    """Return the text fit for one line of a terminal: no control character, bounded length."""
+    """Return the text as one safe line: cut off at `limit`, with control characters escaped."""
     text = text if len(text) <= limit else f"{text[: limit - 1]}…"
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(error: Exception) -> str:
-    """Return the exception's last line as a sentence."""
+    """Return the first line of the exception's message as a sentence."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"{printable(lines[0].strip()).rstrip('.')}."
 
@@ -45,10 +45,10 @@ def plural(count: int, noun: str) -> str:
 
 
 class Terminal:
-    """A stream of lines with, on a terminal, one line below them that is drawn over and over.
+    """A stream of lines and, on a terminal, a bar below them that is drawn again and again.
 
-    Any thread may write; `prefix` goes before each line. A stream that is gone is no reason to
-    stop working.
+    Any thread may write. `prefix` is written before each line. Errors of a closed stream are
+    ignored.
     """
 
     def __init__(self, stream: Any, prefix: str = "") -> None:
@@ -61,7 +61,7 @@ class Terminal:
         return bool(getattr(self._stream, "isatty", bool)())
 
     def can(self, text: str) -> bool:
-        """Tell whether the stream's encoding has all of the characters."""
+        """Return whether the stream's encoding has all of the characters."""
         try:
             text.encode(self._encoding)
         except UnicodeError:
@@ -69,7 +69,7 @@ class Terminal:
         return True
 
     def write(self, text: str) -> int:
-        """Write the text, whole lines of it, above the bar."""
+        """Write the text, which must be whole lines, above the bar."""
         shown = indent(text, self.prefix, bool) if self.prefix else text
         with self._lock:
             self._put(f"{self._erase()}{shown}{self._bar}")
@@ -80,7 +80,7 @@ class Terminal:
         self.write(f"{text}\n")
 
     def bar(self, text: str) -> None:
-        """Draw that line below all others; an empty one takes it away."""
+        """Draw the text as the bar; an empty text removes the bar."""
         with self._lock:
             erase, self._bar = self._erase(), text
             self._put(f"{erase}{text}")
@@ -96,8 +96,8 @@ class Terminal:
         if not self.can(text):
             text = text.encode(self._encoding, "backslashreplace").decode(self._encoding)
         try:
-            # Django's wrapper would end each text with a newline.
+            # Django's wrapper would add a newline to each text.
             getattr(self._stream, "_out", self._stream).write(text)
             self._stream.flush()
-        except (OSError, ValueError):  # the terminal, or whoever read the pipe, has gone
+        except (OSError, ValueError):  # the terminal, or the reader of the pipe, is gone
             pass

@@ -1,4 +1,4 @@
-"""Runners inside of other servers.
+"""Runners inside other servers.
 
 Owns one module for each server. Never imported by the rest of the package.
 

@@ -1,7 +1,7 @@
-"""A runner inside of ASGI servers: uvicorn, hypercorn, Granian and others that speak lifespan.
+"""A runner inside ASGI servers: uvicorn, hypercorn, Granian and others with lifespan events.
 
-Owns the answer to the server's lifespan events, which Django's own handler refuses. Never touches
-a request: every other scope goes to the application as it came.
+Owns the answers to these events, which Django's own handler refuses. Never touches a request: every
+other scope is passed to the application unchanged.
 """
 
 import asyncio
@@ -23,8 +23,10 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]
 def with_runner(application: Application, **defaults: Any) -> Application:
     """Return the ASGI application with a runner beside it, from the server's start to its stop.
 
-    Of all processes of a machine that serve the project one has it; DBTASKS_RUNNER=off says none.
-    `defaults` are arguments of Runner, such as ``workers=2``; the environment wins over them.
+    Exactly one process per machine hosts the runner; if it exits, another takes over. `defaults`
+    are arguments of Runner, such as ``workers=2``; environment variables win over them, and
+    DBTASKS_RUNNER=off starts no runner. If the arguments are not valid, the server's start fails
+    with a message.
     """
 
     async def application_with_runner(scope: Any, receive: Receive, send: Send) -> None:
@@ -55,13 +57,13 @@ async def _live(receive: Receive, send: Send, defaults: dict[str, Any]) -> None:
                 await send({"type": "lifespan.shutdown.complete"})
                 return
     finally:
-        # A server that leaves without a word, or in the middle of its shutdown, waits no longer.
+        # The server has left without a shutdown, or in the middle of one: do not wait any longer.
         if runner is not None:
             runner.ask(hurry=True)
 
 
 def _start(defaults: dict[str, Any]) -> "Embedded | None":
-    # Imported late: models need Django's apps, which the application has loaded by now.
+    # Imported here, because models need Django's apps, which the application has loaded by now.
     from .embedded import Embedded, is_wanted
 
     if not is_wanted():

@@ -1,7 +1,7 @@
-"""A runner inside of a process that belongs to another server.
+"""A runner inside a process of another server.
 
-Owns how it is configured there, by environment variables, and that one process of a machine has it
-at a time. Never ends the process: that is the server's to do.
+Owns its configuration by environment variables, and the rule that one process per machine hosts it
+at a time. Never ends the process: the server does.
 """
 
 import fcntl
@@ -38,14 +38,14 @@ from ..runner.runner import Runner
 
 logger = logging.getLogger("dbtasks.runner")
 
-# Seconds between two looks whether the runner's place is free.
+# Seconds between two attempts to take the lock.
 LOOK = 1.0
 # Seconds before a runner that could not start is tried again.
 PAUSE = 10.0
 # Seconds that a runner may take to stop after its grace.
 MARGIN = 5.0
-# Seconds in which a signal is the same as the one before: a terminal or systemd sends it to all
-# processes, and their master passes it on.
+# Seconds in which a repeated signal counts once: a terminal or systemd sends it to all processes,
+# and their master sends it to them again.
 SIGNAL_DEBOUNCE = 1.0
 
 # The options that the environment sets, by the name of their variable.
@@ -53,9 +53,9 @@ VARIABLES = {option.variable: option for option in RUNNER_OPTIONS if option.vari
 
 
 def configured(**defaults: Any) -> dict[str, Any]:
-    """Return the arguments for a Runner: the environment's, then `defaults`, then taskrunner's.
+    """Return arguments for a Runner: from the environment, else `defaults`, else as taskrunner's.
 
-    Raise ImproperlyConfigured if a variable has no such value.
+    Raise ImproperlyConfigured if the value of a variable is not valid.
     """
     found: dict[str, Any] = {"workers": default_workers()} | defaults
     for variable, option in VARIABLES.items():
@@ -72,14 +72,14 @@ def _read(variable: str, text: str, read: Callable[[str], Any]) -> Any:
 
 
 def is_wanted() -> bool:
-    """Tell whether servers may start a runner beside their own work: DBTASKS_RUNNER says off."""
+    """Return whether a server may start a runner; DBTASKS_RUNNER=off forbids it."""
     return bool(_read("DBTASKS_RUNNER", os.environ.get("DBTASKS_RUNNER") or "on", values.switch))
 
 
 def make_runner(options: dict[str, Any]) -> Runner:
-    """Return the runner of these arguments.
+    """Return a runner with these arguments.
 
-    Raise CommandError if there can be none: wrong values, no such backend or queues.
+    Raise CommandError if a value is not valid, or if there is no such backend or queue.
     """
     try:
         runner = Runner(**options)
@@ -97,9 +97,9 @@ def run(
 ) -> tuple[Runner, int]:
     """Run a runner until it ends; return it with the exit code it would have as a command.
 
-    `started` is called with it before. It tells on standard output and error what taskrunner
-    tells, with `host` for where it is, as much as DBTASKS_VERBOSITY says. Raise CommandError,
-    ImproperlyConfigured or RunnerError if it cannot start.
+    `started` is called with the runner before it runs. The output is that of taskrunner, on
+    standard output and error, at the verbosity of DBTASKS_VERBOSITY; its banner names `host`. Raise
+    CommandError, ImproperlyConfigured or RunnerError if it cannot start.
     """
     levels = values.whole("verbosity", 0, 3)
     verbosity = _read("DBTASKS_VERBOSITY", os.environ.get("DBTASKS_VERBOSITY") or "1", levels)
@@ -125,7 +125,7 @@ class MasterSignals(Signals):
     _last = 0.0
 
     def wanted(self) -> list[signal.Signals]:
-        # To stop, and to reload, also under nohup.
+        # The master sends them to stop and to reload, also under nohup.
         return [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
     def take(self, number: int, why: str | None = None) -> None:
@@ -141,7 +141,8 @@ class MasterSignals(Signals):
 def lock_path(backend: str) -> Path:
     """Return the file whose lock the one runner holds: DBTASKS_LOCK, or one for each project.
 
-    Without it, in the folder for temporary files, named after user, settings and backend.
+    By default it is in the folder for temporary files, and its name depends on the user, the
+    settings module, BASE_DIR and the backend.
     """
     if chosen := os.environ.get("DBTASKS_LOCK"):
         return Path(chosen)
@@ -152,18 +153,18 @@ def lock_path(backend: str) -> Path:
     return Path(tempfile.gettempdir(), f"dbtasks-{os.geteuid()}-{digest}.lock")
 
 
-# Locks that this process has: to itself the operating system would give them again, and take them
-# away as soon as any descriptor of the file is closed.
+# Locks that this process holds. The operating system would grant them to the same process again,
+# and would release them as soon as any descriptor of the file is closed.
 _held: set[Path] = set()
 _guard = threading.Lock()
 
 
 @contextmanager
 def only_one(path: Path) -> Iterator[bool]:
-    """Hold the lock of that file while the block runs; yield whether it was free.
+    """Hold the lock of that file while the block runs; yield False if it was not free.
 
-    It is gone with the process, however that ends, and processes forked from it do not have it.
-    Raise RunnerError if there can be no such file.
+    The lock ends with the process, however that ends, and forked processes do not inherit it. Raise
+    RunnerError if the file cannot be opened.
     """
     fd = _take(path)
     try:
@@ -176,12 +177,12 @@ def only_one(path: Path) -> Iterator[bool]:
 
 
 def _take(path: Path) -> int | None:
-    """Return the descriptor that has the lock, None if another has it."""
+    """Return the descriptor that holds the lock, None if the lock is not free."""
     with _guard:
         if path in _held:
             return None
         try:
-            # Others may write to that folder: no link is followed, and nothing is waited for.
+            # Other users may write to that folder: do not follow a link, and do not block.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             fd = os.open(path, flags, 0o600)
         except OSError as error:
@@ -199,16 +200,16 @@ def _take(path: Path) -> int | None:
 
 
 class Embedded:
-    """A runner in a thread of this process, for as long as no other process of the machine has one.
+    """A runner in a thread of this process, while no other process of the machine hosts one.
 
-    If the one that has it ends, another takes over within about a second. A runner that could not
-    start, or had to stop, is started again after ten.
+    If the process that hosts it ends, another takes over within about a second. A runner that could
+    not start, or has ended, is started again after ten seconds.
     """
 
     def __init__(self, host: str, most_grace: float = math.inf, **defaults: Any) -> None:
-        """Raise ImproperlyConfigured or CommandError at once if no such runner can be.
+        """Raise ImproperlyConfigured or CommandError if an argument is not valid.
 
-        The server waits no longer than `most_grace` seconds.
+        The grace is at most `most_grace` seconds, because the server waits no longer.
         """
         self._host, self._options = host, configured(**{"grace": 30.0} | defaults)
         self._options["grace"] = min(self._options["grace"], most_grace)
@@ -219,11 +220,11 @@ class Embedded:
         self._thread = threading.Thread(target=self._work, name="dbtasks-embedded", daemon=True)
 
     def start(self) -> None:
-        """Run from now on; return at once."""
+        """Start the thread, and return at once."""
         self._thread.start()
 
     def ask(self, hurry: bool = False) -> None:
-        """Ask the runner to stop, in a hurry without waiting for running tasks; return at once."""
+        """Ask the runner to stop, with `hurry` without waiting for tasks, and return at once."""
         with self._lock:
             is_first = not self._stopping.is_set()
             self._stopping.set()
@@ -236,7 +237,7 @@ class Embedded:
             self._runner.stop()
 
     def stop(self) -> None:
-        """Let running tasks finish within the grace, requeue the others, and end."""
+        """Stop the runner and wait for its end, within the grace; requeue what still runs then."""
         self.ask()
         self._thread.join(self._options["grace"] + MARGIN)
         if self._thread.is_alive():
@@ -254,7 +255,7 @@ class Embedded:
                         pause = LOOK
             except (CommandError, ImproperlyConfigured, RunnerError) as error:
                 logger.error("No runner in %s, trying again in %d s: %s", self._host, PAUSE, error)
-            except Exception:  # whatever a driver raises; the web server must not notice
+            except Exception:  # whatever a driver raises, the web server goes on
                 logger.exception("The runner in %s ended; another starts soon", self._host)
             with self._lock:
                 self._runner = None

@@ -1,7 +1,7 @@
-"""A runner inside of gunicorn: ``from dbtasks.contrib.gunicorn import …`` in gunicorn.conf.py.
+"""A runner inside gunicorn: ``from dbtasks.contrib.gunicorn import …`` in gunicorn.conf.py.
 
-Owns the two hooks, which gunicorn finds by their names. Never runs in gunicorn's first process,
-which only watches the others.
+Owns the two hooks, which gunicorn finds by their names. Never runs in gunicorn's master process,
+which only supervises the workers.
 """
 
 import threading
@@ -13,28 +13,29 @@ if TYPE_CHECKING:
 
 __all__ = ["post_worker_init", "worker_exit"]
 
-# Seconds before gunicorn kills a worker by which the runner in it has ended.
+# The grace of the runner ends this many seconds before gunicorn kills the worker.
 MARGIN = 2.0
-# Seconds between two looks whether the worker was told to stop.
+# Seconds between two checks whether the worker was asked to stop.
 LOOK = 0.2
 
 _runner: "Embedded | None" = None
 
 
 def post_worker_init(worker: Any) -> None:
-    """Start a runner in this worker, unless another of this machine has it. Gunicorn's hook.
+    """Start a runner in this worker, unless another process of the machine hosts it.
 
+    A hook of gunicorn. Environment variables configure the runner; DBTASKS_RUNNER=off starts none.
     Its grace ends before gunicorn kills a worker that stops. Raise ImproperlyConfigured or
-    CommandError if no such runner can be: gunicorn then says so and ends.
+    CommandError if a value is not valid; gunicorn then reports the error and ends.
     """
-    # Imported late: models need Django's apps, which the worker has loaded by now.
+    # Imported here, because models need Django's apps, which the worker has loaded by now.
     from .embedded import Embedded, is_wanted
 
     global _runner
     if not is_wanted():
         return
     seconds = worker.cfg.graceful_timeout
-    # A worker that has left its loop is silent, and killed for that as well; 0 is for ever.
+    # A worker that stops sends gunicorn no heartbeat, and is killed for that too; 0 means never.
     if worker.cfg.timeout:
         seconds = min(seconds, worker.cfg.timeout)
     _runner = Embedded("a gunicorn worker", most_grace=max(0.0, seconds - MARGIN))
@@ -43,13 +44,13 @@ def post_worker_init(worker: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Stop the runner of this worker, if it has one. Gunicorn's hook."""
+    """Stop the runner of this worker, if it has one, and wait for it. A hook of gunicorn."""
     if _runner is not None:
         _runner.stop()
 
 
 def _follow(worker: Any, runner: "Embedded") -> None:
-    """Stop the runner with the worker: not after its last request, when there may be no time."""
+    """Stop the runner when the worker stops: after its last request there may be no time left."""
     while worker.alive:
         time.sleep(LOOK)
     runner.ask()

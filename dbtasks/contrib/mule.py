@@ -1,8 +1,8 @@
 """A runner in a mule of uWSGI: ``mule = dbtasks.contrib.mule:taskrunner``.
 
-Owns what is peculiar to a mule: a fork of a process that may have connections, and signals that
-come from uWSGI's master. Never relies on them: another runner rescues
-the rows of a mule that was killed.
+Owns what is special about a mule: it is forked from a process that may have open connections, and
+uWSGI's master sends it signals. Never relies on these signals: another runner requeues the rows of
+a mule that was killed.
 """
 
 import os
@@ -24,17 +24,18 @@ from ..exceptions import RunnerError
 if TYPE_CHECKING:
     from ..runner.runner import Runner
 
-# Seconds before a mule that could not start ends: uWSGI starts another without a pause.
+# Seconds before a mule that could not start ends, because uWSGI starts another without a pause.
 PAUSE = 10.0
 
-# What this process must not close.
+# Connections of the parent process, which this process must not close.
 _left: list[Any] = []
 
 
 def taskrunner() -> None:
-    """Run tasks until uWSGI stops or reloads its mules; uWSGI calls it in the mule.
+    """Run tasks until uWSGI stops or reloads its mules. UWSGI calls this function in the mule.
 
-    The environment configures it, as it does all runners in other servers.
+    Environment variables configure the runner, as in other servers. If it cannot start, the mule
+    prints the reason on standard error and ends after ten seconds; uWSGI then starts another.
     """
     try:
         _read_environment()
@@ -44,18 +45,18 @@ def taskrunner() -> None:
         runner, code = _run()
     except (CommandError, ImproperlyConfigured, RunnerError) as error:
         _wait(f"The mule runs no tasks: {error} Another try in {PAUSE:.0f} s.")
-    except Exception:  # uWSGI would say nothing of whatever a project raises
+    except Exception:  # whatever a project raises, uWSGI would not report it
         _wait(f"{traceback.format_exc()}The mule runs no tasks. Another try in {PAUSE:.0f} s.")
     else:
         if runner.released or runner.abandoned_threads or code:
             from ..processes.run import leave
 
-            # Abandoned threads may still hang in a task: nobody waits for them.
+            # Do not wait for abandoned threads, which may still hang in a task.
             leave(code)
 
 
 def _run() -> "tuple[Runner, int]":
-    # Imported late: models need Django's apps.
+    # Imported here, because models need Django's apps.
     from .embedded import MasterSignals, configured, run
 
     return run(configured(), "a uWSGI mule", listen=MasterSignals)
@@ -67,9 +68,9 @@ def _wait(why: str) -> None:
 
 
 def _read_environment() -> None:
-    """Take over what lines with ``env`` in uWSGI's configuration set.
+    """Set the variables of the ``env`` lines in uWSGI's configuration.
 
-    Under pyuwsgi they come too late for Python, which has read the environment by then.
+    Pyuwsgi sets them too late: Python has already read the environment.
     """
     import uwsgi
 
@@ -92,22 +93,23 @@ def _set_up() -> None:
 
 
 def _leave_connections() -> None:
-    """Close what was opened before the fork, without a word to the servers at the other ends.
+    """Close the connections opened before the fork, without a message to the database servers.
 
-    The process that opened it goes on with it, and would see its session end.
+    The parent process still uses the connections, and such a message would end its sessions.
     """
     nowhere = os.open(os.devnull, os.O_RDWR)
     for connection in connections.all(initialized_only=True):
         raw = connection.connection
         if pools := getattr(connection, "_connection_pools", None):
-            # A pool's threads have stayed behind: it is kept, so that nobody waits for their end.
+            # A fork does not copy a pool's threads. The pool is kept, because to close it would
+            # be to wait for them.
             _left.append((raw, *pools.values()))
             pools.clear()
             connection.connection = None
             continue
         if raw is not None and hasattr(raw, "fileno"):
-            with suppress(Exception):  # whatever a driver raises whose connection is closed already
+            with suppress(Exception):  # whatever a driver raises if its connection is closed
                 os.dup2(nowhere, raw.fileno(), inheritable=False)
-        # SQLite has no server: closed before it is opened anew, it forgets locks it does not have.
+        # SQLite has no server. Closed before it is opened again, it forgets the parent's locks.
         connection.close()
     os.close(nowhere)

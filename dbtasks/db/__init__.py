@@ -1,7 +1,7 @@
 """Access to the database from dbtasks' own threads.
 
-Owns time limits of calls, threads that keep a connection, and how connections are left behind.
-Never names a table.
+Owns time limits of calls, threads that keep a connection, and the state in which connections are
+left. Never names a table.
 
 Read in this order: timeouts, connections, service.
 """

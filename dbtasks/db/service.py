@@ -89,7 +89,7 @@ class RoundService(Service):
                 wait = self._pauses.next()
 
     def _pause(self, seconds: float) -> bool:
-        """Wait, or until woken; return whether the thread must end."""
+        """Wait until woken or the time is over; return whether the thread must end."""
         if seconds > 0:
             self._wakeup.wait(seconds)
         self._wakeup.clear()

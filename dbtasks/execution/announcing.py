@@ -1,7 +1,7 @@
 """The signals that are sent when a task starts and ends.
 
 Owns whether a signal is worth sending: a result that nobody receives is never built. Never lets a
-receiver change what becomes of the task.
+receiver change the outcome of the task.
 """
 
 import logging
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dbtasks.runner")
 django_logger = logging.getLogger("django.tasks")
-# Django's own receivers. Each only writes a log line.
+# Django's own receivers, which only write a log line.
 _LOG_RECEIVERS = {id(log_task_started), id(log_task_finished)}
 
 
 def is_unheard(attempt: "Attempt", signal: Signal) -> bool:
-    """Tell whether sending the signal would do nothing, not even write a log line."""
+    """Return whether sending the signal would do nothing, not even write a log line."""
     level = logging.INFO if attempt.error is None else logging.ERROR
     return not django_logger.isEnabledFor(level) and _only_logs(signal)
 
@@ -35,11 +35,11 @@ def announce(attempt: "Attempt", signal: Signal) -> None:
 
 
 async def aannounce(attempt: "Attempt", signal: Signal) -> None:
-    """Send the signal in the attempt's own context; sync receivers run in its thread."""
+    """Send the signal on this event loop; sync receivers run in the attempt's own thread."""
     if not attempt.context.options.signals or is_unheard(attempt, signal):
         return
     if _only_logs(signal):
-        # A log line is not worth a thread for each coroutine.
+        # Sending would start a thread for each coroutine, only to write a log line.
         announce(attempt, signal)
         return
     try:
@@ -50,5 +50,5 @@ async def aannounce(attempt: "Attempt", signal: Signal) -> None:
 
 
 def _only_logs(signal: Signal) -> bool:
-    """Tell whether only Django's own log receivers listen."""
+    """Return whether all receivers are Django's own, which only log."""
     return all(receiver[0][0] in _LOG_RECEIVERS for receiver in signal.receivers)

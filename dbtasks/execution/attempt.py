@@ -1,7 +1,7 @@
 """One start of one claimed row.
 
-Owns what is known of it: its task, when it began, whether it was asked to end, and the outcome of
-what the task returned or raised. Never calls the task, and never writes to the database.
+Owns what is known about it: its task, when it began, whether it was asked to end, and the outcome
+of what the task returned or raised. Never calls the task, and never writes to the database.
 """
 
 import logging
@@ -31,9 +31,10 @@ from .live_result import FIELDS, live_result
 
 logger = logging.getLogger("dbtasks.runner")
 
-# Seconds that a task may ask for. The latest date that every database holds is in the year 9999.
+# The longest delay that a task can ask for, in seconds: 100 years. The latest date that every
+# database stores is in the year 9999.
 LONGEST_SNOOZE = 3_155_760_000.0
-# Why an attempt may be asked to end; a later reason replaces an earlier one.
+# Why an attempt may be asked to end. A reason replaces those before it in this list.
 _REASONS = (TaskReleased, TaskTimeout, TaskCancelled)
 
 
@@ -41,7 +42,7 @@ _REASONS = (TaskReleased, TaskTimeout, TaskCancelled)
 class WorkerContext:
     """What all attempts of one worker share."""
 
-    # Class of the backend: the sender of signals.
+    # The class of the backend, which is the sender of signals.
     sender: type
     alias: str
     db: str
@@ -69,28 +70,28 @@ class Attempt:
     def __init__(self, context: WorkerContext, claim: Claim) -> None:
         self.context: WorkerContext = context
         self.claim: Claim = claim
-        # On the monotonic clock; the moment of the claim until the attempt begins.
+        # On the monotonic clock; the time of the claim until the attempt begins.
         self.started: float = claim.clock
         self.task: base.Task | None = None
         self.result: Any = None
         self.error: BaseException | None = None
-        # The thread that runs it, once one does.
+        # The id of the thread that runs it, once one does.
         self.thread: int | None = None
         self.call = Interruptible()
-        # Whether the task's own coroutine runs: only meanwhile may it be cancelled.
+        # True while the task's own coroutine runs: only then may it be cancelled.
         self.is_inside = False
         self._open = [True]
         self._asked: Exception | None = None
 
-    # Its end, as others see it
+    # How it ends
 
     def begin(self) -> None:
-        """Count its time from now, in this thread."""
+        """Start the attempt's clock, in the thread that runs it."""
         self.started = time.monotonic()
         self.thread = threading.get_ident()
 
     def close(self) -> bool:
-        """Return True to the first caller, in whatever thread: the outcome is theirs."""
+        """Return True to the first caller, in any thread: only that one may use the outcome."""
         try:
             # Atomic, unlike a flag that is read and then set.
             return self._open.pop()
@@ -99,14 +100,14 @@ class Attempt:
 
     @property
     def is_open(self) -> bool:
-        """Whether the outcome is still anybody's."""
+        """Whether close() has not been called yet."""
         return bool(self._open)
 
     def ask(self, reason: Exception) -> bool:
-        """Ask the task to end for that reason; return False if it was asked for as good a one.
+        """Ask the task to end for that reason; return False if an earlier reason counts instead.
 
-        The reason is TaskTimeout, TaskCancelled, or TaskReleased when the runner stops. The task
-        may look at it; nothing else happens here.
+        The reason is TaskTimeout, TaskCancelled, or TaskReleased when the runner stops. It is only
+        noted here, for the task to read.
         """
         asked = self._asked
         if asked is not None and _REASONS.index(type(reason)) <= _REASONS.index(type(asked)):
@@ -115,7 +116,7 @@ class Attempt:
         return True
 
     def asked(self) -> Exception | None:
-        """Return why the task should end, None if it may go on. Looks at the clock as well."""
+        """Return why the task should end; None if it may go on. Checks the timeout as well."""
         timeout = self.timeout
         if timeout is not None and time.monotonic() >= self.started + timeout:
             self.ask(self.overrun())
@@ -123,18 +124,18 @@ class Attempt:
 
     @property
     def asked_for(self) -> Exception | None:
-        """Why the task was asked to end, None if it was not. Does not look at the clock."""
+        """Why the task was asked to end; None if it was not. Does not check the timeout."""
         return self._asked
 
     def stand_in(self) -> "Attempt":
-        """Return another attempt of this start, which ends in place of one that does not end."""
+        """Return another attempt of the same start, to be settled if this one does not end."""
         other = Attempt(self.context, self.claim)
         other.task, other.started = self.task, self.started
         other._asked = self._asked or self.overrun()
         return other
 
     def overrun(self) -> TaskTimeout:
-        """Return the error of an attempt that took too long."""
+        """Return the TaskTimeout of an attempt that took too long."""
         return TaskTimeout(f"The task ran longer than its timeout of {self.timeout:g} s.")
 
     @property
@@ -155,9 +156,9 @@ class Attempt:
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C broke in, which is not the task's own end; asked in its thread.
+        """Whether Ctrl-C ended the attempt, rather than the task. Must be read in its thread.
 
-        Only the main thread gets Ctrl-C. Whoever runs attempts there raises it again.
+        Only the main thread receives Ctrl-C. The code that runs attempts there raises it again.
         """
         main = threading.current_thread() is threading.main_thread()
         return main and isinstance(self.error, KeyboardInterrupt)
@@ -165,12 +166,12 @@ class Attempt:
     # Its task
 
     def find(self) -> base.Task | None:
-        """Return the task as it was enqueued, or None. Raises nothing."""
+        """Return the task as it was enqueued; None if it cannot be found. Raises nothing."""
         if self.task is None and self.error is None:
             try:
                 found = registry.find(self.claim.task_path, self.context.options.task_modules)
                 self.task = self.as_enqueued(found)
-            except Exception as error:  # no such task, or a row that was written by hand
+            except Exception as error:  # no such task, or a row that was changed manually
                 self.error = error
         return self.task
 
@@ -196,14 +197,14 @@ class Attempt:
         return task_for(claim.task_path, found, values | policies)
 
     def policy(self, name: str) -> Any:
-        """Return the task's own policy of that name, else that of the options."""
+        """Return the task's own policy of that name, or else that of the options."""
         value = getattr(self.task, name, None)
         return getattr(self.context.options, name) if value is None else value
 
     # Outcomes
 
     def succeeded(self, value: Any, text: str | None) -> Outcome:
-        """Return the outcome of a task that returned the value, whose JSON is the text."""
+        """Return the outcome of a task that returned `value`, whose JSON is `text`."""
         claim = self.claim
         outcome = self._ended(SUCCESSFUL, claim.errors, claim.failures, text)
         if self.context.options.signals:
@@ -211,7 +212,7 @@ class Attempt:
         return outcome
 
     def failed(self, error: BaseException) -> Outcome:
-        """Return the outcome of an exception, whatever it is. This must not fail."""
+        """Return the outcome of a task that raised `error`, whatever it is. This must not fail."""
         error = verdict(error, self._asked)
         if isinstance(error, TaskReleased) and self._asked is not None:
             return self.release()
@@ -261,25 +262,25 @@ class Attempt:
         )
 
     def release(self) -> Outcome:
-        """Return the outcome of an attempt that the stopping runner does not wait for."""
+        """Return the outcome of an attempt that is released, because its runner stops."""
         began = self.at(self.started)
         return outcomes.released(self.context.db, self.claim, self.context.worker_id, began=began)
 
     def cancelled(self, outcome: Outcome) -> Outcome:
-        """Return what becomes of a row that was to be READY again, but was cancelled meanwhile."""
+        """Return the outcome of a row that would be READY again, but was cancelled meanwhile."""
         run_after = store.to_datetime(self.context.db, self.claim.run_after)
         at, stay = self.at(time.monotonic()), self._retention(FAILED)
         return outcomes.cancelled(outcome, at, stay, run_after)
 
     def broken(self, error: BaseException) -> Outcome:
-        """Return a plain FAILED outcome, made of nothing that could break again."""
+        """Return a FAILED outcome of plain values, so that making it cannot fail. Log the error."""
         logger.error("%s could not be run", self.claim.task_path, exc_info=error)
         self.error = error
         at = self.at(time.monotonic())
         return outcomes.broken(self.claim, self.context.worker_id, at, describe_error(error))
 
     def at(self, clock: float) -> datetime:
-        """Return that moment of this process's monotonic clock as the database would tell it."""
+        """Return a time of this process's monotonic clock as a time of the database's clock."""
         at: datetime = self.claim.claimed_at + timedelta(seconds=clock - self.claim.clock)
         return at
 
@@ -290,7 +291,7 @@ class Attempt:
     # Its result
 
     def live_result(self) -> Any:
-        """Return the one result that signals and the context show."""
+        """Return the live result, one object for signals and the context."""
         if self.result is None:
             self.result = live_result(self)
         return self.result
@@ -300,7 +301,7 @@ class Attempt:
         return {name: make(self) for name, make in FIELDS.items()}
 
     def _end_result(self, status: TaskResultStatus, outcome: Outcome, **values: Any) -> None:
-        """Set what the end has brought, if anybody has the result or will get it."""
+        """Set the final fields of the live result, if somebody has it or will receive it."""
         if self.result is None and is_unheard(self, task_finished):
             return
         result = self.live_result()
@@ -308,11 +309,11 @@ class Attempt:
             object.__setattr__(result, name, value)
 
     def drop_result(self) -> None:
-        """Forget the result, which whoever got it may keep."""
+        """Forget the live result. Receivers may keep it."""
         # A result refers to its attempt. If the attempt referred to the result as well, both would
         # wait for the garbage collector: measured 8 MiB between 10,000 and 100,000 tasks.
         self.result = None
 
 
-# A registered function is kept by its module anyway.
+# Unbounded, because a module keeps its registered functions anyway.
 _is_coroutine_function = lru_cache(None)(iscoroutinefunction)

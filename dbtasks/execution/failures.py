@@ -1,7 +1,7 @@
 """What an exception means for the task that raised it.
 
-Owns which error the attempt ends with, whether and when the task is tried again, and the text that
-is kept. Never calls the task.
+Owns which error the attempt ends with, whether and when the task is retried, and the text that is
+kept. Never calls the task.
 """
 
 import asyncio
@@ -24,15 +24,15 @@ from ..exceptions import (
 
 logger = logging.getLogger("dbtasks.runner")
 
-# Characters of a traceback that a row keeps.
+# The most characters of a traceback that a row keeps.
 MAX_TRACEBACK = 16_384
 
 
 def verdict(error: BaseException, asked: Exception | None) -> BaseException:
-    """Return the error that the attempt ends with, if it was asked to end for that reason.
+    """Return the error that the attempt ends with; `asked` is why it was asked to end, or None.
 
-    A cancelled task ends as cancelled unless it succeeds. A task that ran out of time may still
-    end in its own way, such as Snooze.
+    A cancelled task ends as cancelled unless it succeeds. A task that ran out of time may still end
+    in its own way, such as Snooze.
     """
     if asked is None or isinstance(error, type(asked)):
         return error
@@ -47,10 +47,10 @@ def verdict(error: BaseException, asked: Exception | None) -> BaseException:
 def delay_before_retry(
     task: Any, error: BaseException, failures: int, policy_of: Callable[[str], Any], result: Any
 ) -> float | None:
-    """Return the seconds until the task is tried again; None if it is not.
+    """Return the seconds until the task is retried; None if it is not.
 
-    `failures` includes this one. `policy_of` returns a policy by its name, `result` is called for
-    the task's result if the backoff is a function.
+    `failures` includes this one. `policy_of` returns a policy by its name. `result` returns the
+    task's result, for a backoff that is a function.
     """
     retry_on = (Retry, *getattr(task, "retry_on", (Exception,)))
     discard_on = (Discard, Snooze, TaskCancelled, *getattr(task, "discard_on", ()))
@@ -62,20 +62,20 @@ def delay_before_retry(
         if isinstance(error, Retry) and error.delay is not None:
             return policy.seconds(error.delay)
         return policy.delay_after(policy_of("backoff"), failures, error, result)
-    except Exception:  # whatever the task's own function raises; the task's error stands
+    except Exception:  # whatever the task's own function raises; the task's error counts
         logger.exception("The backoff of %s failed; the task is not retried", task.module_path)
         return None
 
 
 def is_seconds(value: Any) -> bool:
-    """Tell whether the value is a number of seconds, 0 or more."""
+    """Return whether the value is a number of seconds, 0 or more."""
     with suppress(ValueError):
         return policy.seconds(value) >= 0
     return False
 
 
 def describe_error(error: BaseException) -> ErrorEntry:
-    """Return the exception's class path and traceback, bounded and fit for every database."""
+    """Return the exception's class path and its traceback, cut to what every database can store."""
     try:
         text = "".join(format_exception(error))
     except Exception as broken:  # the traceback module calls code of the exception's class

@@ -1,7 +1,7 @@
-"""An exception into another thread, and only while that is inside of task code.
+"""Raises an exception in another thread, but only while that thread runs task code.
 
-Owns the handshake between who interrupts and who is interrupted. Never raises anything once the
-task's function has been left: neither in our own code nor in the next task of that thread.
+Owns the handshake between the two threads. Never raises anything once the task's function has been
+left: neither in dbtasks' own code nor in the next task of that thread.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ class Interruptible:
     __slots__ = ("_armed", "_lock", "_thread")
 
     def __init__(self) -> None:
-        # Reentrant, so that an interrupt in the middle of acquire() is answered by another one.
+        # Reentrant, because an interrupt in the middle of acquire() leads to a second acquire().
         self._lock = RLock()
         self._thread: int | None = None
         self._armed = False
@@ -35,11 +35,11 @@ class Interruptible:
             self._leave()
 
     def _leave(self) -> None:
-        """Let nobody interrupt this thread from now on, and take back what is on its way.
+        """Prevent interrupts of this thread from now on, and take back one that is on its way.
 
-        The lock is never released: whoever comes later finds it taken. An interrupt may come
-        before that, at any instruction of this function; there is only one, so the second round
-        is left in peace.
+        The lock is never released, so a later interrupt() finds it taken. One that comes before
+        that may be raised at any instruction of this function. There is only one, so the second
+        round is not interrupted.
         """
         while True:
             try:
@@ -52,13 +52,13 @@ class Interruptible:
 
     @property
     def was_interrupted(self) -> bool:
-        """Whether the call was interrupted, even if it has swallowed that or ended just before."""
+        """Whether the call was interrupted, even if it swallowed that or ended just before."""
         return self._armed
 
     def interrupt(self) -> bool:
-        """Raise TaskInterrupted in the thread of the call; return False if it is not inside.
+        """Raise TaskInterrupted in the thread of the call; return False if the call has ended.
 
-        It comes when the thread next runs Python code: a call into C is not broken off.
+        It is raised when the thread next runs Python code, so a call into C goes on.
         """
         if self._thread is None or not self._lock.acquire(blocking=False):
             return False

@@ -1,4 +1,4 @@
-"""The TaskResult of a running attempt, built only as far as somebody looks at it.
+"""The TaskResult of a running attempt, whose fields are built when they are read.
 
 Owns how each field is made from the claim. Never changes the attempt.
 """
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class LiveResult(TaskResult):
-    """The result of a running attempt: a field that nobody looks at is never built."""
+    """The result of a running attempt: a field that nobody reads is never built."""
 
     __slots__ = ("_attempt",)
 
     def __getattr__(self, name: str) -> Any:
-        # Reached only while the field is not set.
+        # Called only while the field is not set.
         if name not in FIELDS:
             raise AttributeError(name)
         value = FIELDS[name](self._attempt)
@@ -41,9 +41,9 @@ def live_result(attempt: "Attempt") -> Any:
     return result
 
 
-# The fields of a result while its task runs.
+# How each field is made while the task runs.
 FIELDS: dict[str, Callable[["Attempt"], Any]] = {
-    # A newer Django may have more fields.
+    # Fields that a newer Django has added get their default.
     **{f.name: partial(default_of, f) for f in fields(base.TaskResult)},
     "task": lambda attempt: attempt.task or attempt.as_enqueued(None),
     "id": lambda attempt: _hyphened(attempt.claim.id),

@@ -34,7 +34,8 @@ def ended(
 ) -> Outcome:
     """Return the outcome of a task that succeeded or failed for good.
 
-    `began` and `at` are the times of its start and its end; `stay` is how long the row is kept.
+    `began` and `at` are the times of its start and its end. `stay` is how long the row is kept;
+    None is for ever.
     """
     return Outcome(
         claim.id,
@@ -55,7 +56,7 @@ def ended(
 
 
 def _ready(db: str, claim: Claim, **values: Any) -> Outcome:
-    """Return the outcome of a row that is READY again with what the claim shows, but for values."""
+    """Return the outcome of a row that is READY again, as it was claimed but for `values`."""
     return Outcome(
         claim.id,
         claim.fence,
@@ -77,7 +78,7 @@ def _ready(db: str, claim: Claim, **values: Any) -> Outcome:
 def unfinished(db: str, claim: Claim, worker_id: str, *, began: datetime, **values: Any) -> Outcome:
     """Return the outcome of a task that is READY again: retried, snoozed or released.
 
-    `values` are what differs from the row as it was claimed.
+    `values` are the columns that differ from the claim.
     """
     outcome = _ready(
         db, claim, last_attempted_at=began, worker_ids=worker_ids(claim, worker_id), **values
@@ -86,7 +87,7 @@ def unfinished(db: str, claim: Claim, worker_id: str, *, began: datetime, **valu
 
 
 def released(db: str, claim: Claim, worker_id: str, *, began: datetime) -> Outcome:
-    """Return the outcome of a task that still ran when its runner stopped: it starts again."""
+    """Return the outcome of a task that still ran when its runner stopped: it is READY again."""
     errors = payload.text(with_error(listed(claim.errors), error_entry(TaskReleased())))
     return unfinished(db, claim, worker_id, began=began, errors=errors)
 
@@ -94,7 +95,7 @@ def released(db: str, claim: Claim, worker_id: str, *, began: datetime) -> Outco
 def not_started(db: str, claim: Claim) -> Outcome:
     """Return the outcome of a claimed row whose task never started.
 
-    The row is due at once, and the start that the claim counted is taken back.
+    The row is due at once, and the attempt that the claim counted is subtracted.
     """
     last = claim.claimed_at if claim.started_at else None
     return _ready(db, claim, attempt=claim.attempt - 1, run_after=None, last_attempted_at=last)
@@ -103,7 +104,7 @@ def not_started(db: str, claim: Claim) -> Outcome:
 def cancelled(
     outcome: Outcome, at: datetime, stay: timedelta | None, run_after: datetime | None = None
 ) -> Outcome:
-    """Return what becomes of a row that was to be READY again, but was cancelled meanwhile."""
+    """Return the outcome of a row that would be READY again, but was cancelled meanwhile."""
     errors = with_error(listed(outcome.errors), error_entry(TaskCancelled()))
     return outcome._replace(
         status=FAILED,
@@ -141,7 +142,7 @@ def lost(
 
 
 def broken(claim: Claim, worker_id: str, at: datetime, error: ErrorEntry) -> Outcome:
-    """Return a plain FAILED outcome, made of nothing that could break again."""
+    """Return a FAILED outcome of plain values, so that making it cannot fail."""
     counts = (claim.attempt, claim.failures + 1, claim.lost)
     times = (None, at, at, at, None)
     texts = (payload.text([error]), payload.text([worker_id]), None)
@@ -149,7 +150,7 @@ def broken(claim: Claim, worker_id: str, at: datetime, error: ErrorEntry) -> Out
 
 
 def unstorable(outcome: Outcome) -> Outcome:
-    """Return the outcome as FAILED, in words that every database can store."""
+    """Return the outcome as FAILED, without the value and the texts that the database refused."""
     error = ("builtins.ValueError", "The database refused the task's result or error text.")
     return outcome._replace(status=FAILED, return_value=None, errors=payload.text([error]))
 
@@ -168,7 +169,7 @@ def _only(worker_id: str) -> str:
 
 
 def listed(text: str | None) -> list[Any]:
-    """Return the list that a row's JSON text holds; [] if there is none, or it is damaged."""
+    """Return the list that a row's JSON text holds; [] if there is none or it is damaged."""
     with suppress(ValueError):
         found = payload.load(text) if text else []
         return found if isinstance(found, list) else []

@@ -1,7 +1,7 @@
-"""Calling the task of an attempt, in a thread or on an event loop.
+"""Calls the task of an attempt, in a thread or on an event loop.
 
-Owns the way from the row's arguments to the task's function and back, the signals around it, and
-what is left of an attempt that does not end. Never decides when an attempt must end.
+Owns loading the row's arguments, calling the task's function, the signals around it, and the
+stand-in of an attempt that does not end. Never decides when an attempt must end.
 """
 
 import sys
@@ -28,7 +28,7 @@ from .attempt import Attempt
 def run(attempt: Attempt) -> Outcome:
     """Run the task in this thread, coroutines included; return its outcome.
 
-    Context variables that the task sets, such as language and time zone, end with it.
+    Changes of context variables, such as language and time zone, end with the task.
     """
     try:
         return copy_context().run(_run, attempt)
@@ -55,8 +55,8 @@ def _run(attempt: Attempt) -> Outcome:
 async def arun(attempt: Attempt) -> Outcome:
     """Run the task's coroutine on this event loop; return its outcome.
 
-    Thread-sensitive code below it, such as the ORM, gets a thread of its own. Connections of that
-    thread are closed at the end. Must run as a task of its own on the loop.
+    Thread-sensitive code that it calls, such as the ORM, runs in a thread of its own, whose
+    connections are closed at the end. Must run as an asyncio task of its own.
     """
     async with ThreadSensitiveContext() as context:
         try:
@@ -107,12 +107,13 @@ def _task_context(attempt: Attempt) -> TaskContext:
 
 
 def _call(attempt: Attempt, task: base.Task, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """Call the task's function; meanwhile it may be interrupted."""
+    """Call the task's function, which may be interrupted meanwhile."""
     try:
         return attempt.call.run(task.call, args, kwargs)
     finally:
         if attempt.call.was_interrupted:
-            # Perhaps in the middle of a statement or a commit: their state is unknown.
+            # The interrupt may have come in the middle of a statement or a commit, which leaves the
+            # connections in an unknown state.
             for connection in connections.all(initialized_only=True):
                 drop(connection)
 
@@ -146,8 +147,8 @@ def _announce_end(attempt: Attempt) -> None:
 def abandon(attempt: Attempt) -> tuple[Attempt, Outcome]:
     """Return a stand-in for an attempt that does not end when asked, and its outcome.
 
-    The attempt itself may go on at any moment, so it is left alone. The error says where it hangs.
-    Sends task_finished, and so must run in a thread that can wait.
+    The attempt itself is left alone, because it may go on at any moment. The error says where it
+    hangs. Sends task_finished, whose receivers may block this thread.
     """
     stand_in = attempt.stand_in()
     frame = sys._current_frames().get(attempt.thread or 0)

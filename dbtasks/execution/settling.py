@@ -1,7 +1,7 @@
-"""Writing outcomes, each as the state of its row allows.
+"""Writes outcomes, each as the state of its row allows.
 
-Owns what becomes of an outcome whose row was cancelled or moved on meanwhile. Never tries again:
-whoever settles decides how long.
+Owns what happens to an outcome whose row was cancelled or has moved on meanwhile. Never retries:
+the caller does.
 """
 
 import logging
@@ -22,7 +22,7 @@ Ended = tuple[Attempt, Outcome]
 def settle(db: str, batch: list[Ended]) -> list[Ended]:
     """Write the outcomes; return those whose claim still stood, as written; log the others.
 
-    A row that was to be READY again, but was cancelled while it ran, ends as cancelled.
+    A row that would be READY again, but was cancelled while it ran, becomes FAILED.
     """
     written = store.settle(db, [outcome for _, outcome in batch])
     if len(written) == len(batch):
@@ -45,7 +45,7 @@ def settle(db: str, batch: list[Ended]) -> list[Ended]:
 
 
 def unstorable(attempt: Attempt, outcome: Outcome) -> Ended:
-    """Return the outcome in words that every database can store."""
+    """Return the attempt and an outcome that every database can store; log an error."""
     logger.error("The outcome of %s %s cannot be stored", attempt.claim.task_path, outcome.id)
     return attempt, outcomes.unstorable(outcome)
 

@@ -69,7 +69,7 @@ class Heartbeat(RoundService):
         self._strays: set[tuple[Any, int]] = set()
         self._beats = 0
         self._next_beat = 0.0
-        # Workers whose process was reported as ended.
+        # Workers whose process has ended.
         self._missed: set[str] = set()
         # True once rows of workers lost before this runner began have been rescued.
         self.has_looked = False
@@ -90,7 +90,7 @@ class Heartbeat(RoundService):
         return clock() - self._beat_at < self._timeout * TRUSTED_SHARE
 
     def declare_lost(self, worker_id: str) -> None:
-        """Declare that worker lost at once: its process has ended. Called from any thread."""
+        """Declare that worker lost at once: its process has ended. Callable from any thread."""
         self._missed.add(worker_id)
         self._wakeup.set()
 
@@ -203,7 +203,7 @@ class Heartbeat(RoundService):
         self._strays = strays - found
 
     def _declare_lost(self, other: Worker) -> bool:
-        """Declare that worker lost unless it has beaten since; return whether that was done."""
+        """Declare that worker lost unless its beat has changed; return whether that was done."""
         with call_timeout(connections[self._db]):
             is_lost = workers.declare_lost(self._db, other.worker_id, other.beat)
         if is_lost:

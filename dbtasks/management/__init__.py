@@ -1,4 +1,4 @@
-"""What ``manage.py`` gains.
+"""The commands that dbtasks adds to ``manage.py``.
 
 Owns the commands and their subcommands. Never does the work itself.
 

@@ -1,6 +1,6 @@
 """Column types that hold the same value on every database.
 
-Owns JSON as text, and moments as microseconds. Never queries inside of a value.
+Owns JSON as text, and times as microseconds. Never queries inside a value.
 """
 
 import json
@@ -15,12 +15,12 @@ from ..schedule.zones import EPOCH, MICROSECOND
 class JSONText(models.TextField):
     """JSON kept as plain text, NULL for None.
 
-    A database's own JSON type would change values on the way (jsonb turns 1e23 into an integer,
-    MySQL reorders keys), parse each of them on the hot path, and accept other input on each
-    database. Nobody queries inside arguments.
+    A database's own JSON type would change values (jsonb turns 1e23 into an integer, MySQL reorders
+    keys), parse each of them on the hot path, and accept other input on each database. No query
+    looks inside arguments.
     """
 
-    # What type checkers are told: any JSON.
+    # For type checkers: any JSON.
     _pyi_private_get_type: Any
     _pyi_private_set_type: Any
 
@@ -40,8 +40,8 @@ class JSONText(models.TextField):
 class Instant(models.Field):
     """An aware datetime in UTC, kept as microseconds since 1970.
 
-    The same on every database and with every setting of time zones, also in the hour that clocks
-    show twice: two ticks an hour apart are never one.
+    The value is the same on every database and with every time zone setting. In the hour that
+    clocks show twice, two ticks an hour apart stay different.
     """
 
     _pyi_private_get_type: datetime
@@ -65,10 +65,10 @@ class Instant(models.Field):
 
 
 def instant(value: int) -> datetime:
-    """Return the moment, in UTC, that is so many microseconds after 1970 began."""
+    """Return the aware datetime, in UTC, that is `value` microseconds after 1970 began."""
     return EPOCH + value * MICROSECOND
 
 
 def microseconds(moment: datetime) -> int:
-    """Return the moment as instant() takes it."""
+    """Return the microseconds from the start of 1970 to that moment."""
     return (moment.astimezone(UTC) - EPOCH) // MICROSECOND

@@ -1,8 +1,8 @@
-"""Indexes over some of the rows.
+"""Indexes on some of the rows.
 
-Owns what differs between databases in the schema: PostgreSQL and SQLite index only the rows that
-a query wants, MySQL and MariaDB, which cannot, put the telling columns first. Never decides which
-queries there are: models.py does.
+Owns what differs between databases in the schema. PostgreSQL and SQLite index only the rows that a
+query needs. MySQL and MariaDB cannot, so there the selecting columns come first in the index. Never
+decides which queries there are: the models do.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from django.db import models
 class PartialIndex(models.Index):
     """An index on `fields` of the rows that match `where`.
 
-    Where the database has no partial indexes, an index on `otherwise` of all rows takes its place.
+    A database without partial indexes gets an index on `otherwise` of all rows instead.
     """
 
     def __init__(self, *, where: models.Q, otherwise: list[str], **kwargs: Any) -> None:
@@ -33,9 +33,9 @@ class PartialIndex(models.Index):
 
 
 class UniqueWhereSet(models.UniqueConstraint):
-    """A unique constraint that costs rows without a value nothing, where the database can.
+    """A unique constraint that costs nothing for rows without a value, if the database can do that.
 
-    NULLs differ from each other on every database, so what it forbids is the same everywhere.
+    NULLs are distinct on every database, so the constraint forbids the same everywhere.
     """
 
     def _for(self, schema_editor: Any) -> models.UniqueConstraint:

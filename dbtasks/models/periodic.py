@@ -20,7 +20,7 @@ class PeriodicTask(models.Model):
     class Origin(models.TextChoices):
         """Who made it."""
 
-        # Settings or a decorator. The runners that have it there fire it and keep it up to date.
+        # Settings or a decorator. The runners that have it there fire it and update the row.
         SETTINGS = "settings", pgettext_lazy("Schedule", "Settings")
         # The admin. Every runner of the backend fires it.
         ADMIN = "admin", pgettext_lazy("Schedule", "Admin")
@@ -36,27 +36,27 @@ class PeriodicTask(models.Model):
     key = models.CharField(_("key"), max_length=MAX_KEY)
     origin = models.CharField(_("origin"), max_length=8, choices=Origin.choices)
     task_path = models.CharField(_("task"), max_length=MAX_PATH)
-    # A cron line or a duration, and the zone whose clocks count.
+    # A cron expression or a duration, and the time zone that it refers to.
     spec = models.CharField(_("schedule"), max_length=MAX_SPEC)
     timezone = models.CharField(_("time zone"), max_length=MAX_ZONE)
-    # Only of schedules made in the admin. Those of settings have them there.
+    # Only for schedules made in the admin. Settings hold those of the others.
     args = JSONText(_("arguments"), null=True, blank=True)
     kwargs = JSONText(_("keyword arguments"), null=True, blank=True)
-    # A duration; empty is what the task or the options say.
+    # A duration. If empty, the task's or the options' value applies.
     retain = models.CharField(_("retain"), max_length=MAX_RETAIN, blank=True)
     missed = models.CharField(
         _("missed ticks"), max_length=8, choices=Missed.choices, default=Missed.LATEST
     )
-    # Whether a tick is run while the run before has not finished.
+    # True if a tick runs although the previous run has not finished.
     overlap = models.BooleanField(_("overlap"), default=True)
-    # Set by people only. A deploy does not change it.
+    # Set by people only. A deployment does not change it.
     paused = models.BooleanField(_("paused"), default=False)
-    # The first tick that has not been fired; every write that moves it names the one it saw.
+    # The first tick that has not been fired. Every write that moves it is guarded by its old value.
     next_tick = Instant(_("next tick"))
-    # The last one that has been fired, and the last one that was not.
+    # The last tick that was fired, and the last one that was skipped.
     last_tick = Instant(_("last tick"), null=True)
     skipped_tick = Instant(_("last skipped tick"), null=True)
-    # When a runner last said that it has the key in its settings.
+    # When a runner last reported that it has the key in its settings.
     seen_at = Instant(_("seen at"), null=True)
 
     class Meta:
@@ -72,5 +72,5 @@ class PeriodicTask(models.Model):
 
     @property
     def schedule(self) -> Schedule:
-        """When it ticks; raise ScheduleError if the row has no valid schedule."""
+        """The schedule's rule; raise ScheduleError if the row has no valid one."""
         return parse(self.spec, self.timezone, self.key)

@@ -22,11 +22,11 @@ class Hold(models.TextChoices):
     """Why a READY row may not be claimed yet. A claim takes only rows without a hold."""
 
     NONE = "", pgettext_lazy("Task", "None")
-    # run_after is still to come.
+    # run_after is in the future.
     SCHEDULED = "scheduled", pgettext_lazy("Task", "Scheduled")
     # Two workers were lost with it. It runs alone, so that a third loss is known to be its fault.
     QUARANTINED = "quarantined", pgettext_lazy("Task", "Quarantined")
-    # It runs inside enqueue(). No runner may touch the row.
+    # It runs inside enqueue(), in the process that wrote the row.
     IMMEDIATE = "immediate", pgettext_lazy("Task", "Immediate")
 
 
@@ -51,7 +51,7 @@ class ScheduledTaskQuerySet(models.QuerySet["ScheduledTask"]):
         return self._held(Hold.QUARANTINED)
 
     def _held(self, hold: Hold) -> Self:
-        # What is always true lets SQLite see that the index of held rows will do.
+        # This follows from the condition below, but SQLite needs it to use the index of held rows.
         held = self.exclude(hold=_literal(Hold.NONE))
         return held.filter(status=_literal(READY), hold=_literal(hold))
 
@@ -60,13 +60,13 @@ class ScheduledTaskQuerySet(models.QuerySet["ScheduledTask"]):
         return self.filter(status=_literal(RUNNING))
 
     def successful(self) -> Self:
-        """Return rows that ended well."""
+        """Return rows whose task succeeded."""
         return self.filter(status=_literal(SUCCESSFUL))
 
     def failed(self) -> Self:
-        """Return rows that ended in an error, cancelled ones among them."""
+        """Return rows whose task failed for good or was cancelled."""
         return self.filter(status=_literal(FAILED))
 
     def finished(self) -> Self:
-        """Return rows that have ended."""
+        """Return rows that have succeeded, failed or been cancelled."""
         return self.filter(status__in=FINISHED)

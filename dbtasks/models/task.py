@@ -20,7 +20,7 @@ from .states import TABLE, Hold, ScheduledTaskQuerySet
 class ScheduledTask(models.Model):
     """One stored call of a task."""
 
-    # A UUIDv7: the key is in order of age.
+    # A UUIDv7, so the key is in order of age.
     id = models.UUIDField(primary_key=True, editable=False)
     task_path = models.CharField(_("task"), max_length=MAX_PATH)
     backend = models.CharField(_("backend"), max_length=MAX_BACKEND)
@@ -35,19 +35,19 @@ class ScheduledTask(models.Model):
 
     status = models.CharField(_("status"), max_length=10, choices=TaskResultStatus.choices)
     hold = models.CharField(max_length=16, choices=Hold.choices, blank=True)
-    # Raised by 1 at every claim, never reset. Every later write names the value it saw.
+    # Increased by 1 at every claim, never reset. Every later write is guarded by the value it saw.
     fence = models.BigIntegerField(db_default=0)
-    # Starts so far, the running one included.
+    # Attempts so far, the running one included.
     attempt = models.IntegerField(_("attempt"), db_default=0)
     # Attempts that ended in an exception.
     failures = models.IntegerField(_("failures"), db_default=0)
-    # Starts whose worker was lost.
+    # Attempts whose worker was lost.
     lost = models.IntegerField(_("lost"), db_default=0)
-    # In these texts NULL, which differs from itself and stays out of indexes, means none.
-    # Who runs it now; NULL unless RUNNING.
+    # These texts are NULL for none, because NULLs are distinct and stay out of partial indexes.
+    # The worker that runs the row; NULL unless RUNNING.
     worker_id = models.CharField(_("worker"), max_length=MAX_WORKER, null=True)  # noqa: DJ001
     cancel_requested = models.BooleanField(db_default=False)
-    # Which tick of which schedule fired the row.
+    # The schedule and the tick that fired the row; NULL if none did.
     schedule_key = models.CharField(max_length=MAX_KEY, null=True)  # noqa: DJ001
     tick = Instant(null=True)
 
@@ -56,10 +56,11 @@ class ScheduledTask(models.Model):
     started_at = models.DateTimeField(_("started at"), null=True)
     last_attempted_at = models.DateTimeField(_("last attempted at"), null=True)
     finished_at = models.DateTimeField(_("finished at"), null=True)
-    # When the purge may take it; NULL while unfinished, or for ever.
+    # When the purge may delete it; NULL if it has not finished or is kept for ever.
     delete_after = models.DateTimeField(_("delete after"), null=True)
 
-    # Ended attempts: [exception class path, traceback text] each, and the worker of each start.
+    # [exception class path, traceback text] for each of the last 10 errors; the worker of each
+    # start.
     errors = JSONText(_("errors"), null=True)
     worker_ids = JSONText(_("workers"), null=True)
     return_value = JSONText(_("return value"), null=True)
@@ -71,8 +72,8 @@ class ScheduledTask(models.Model):
         verbose_name = _("task")
         verbose_name_plural = _("tasks")
         indexes = [
-            # The claim, of all queues and of one: index order is claim order. Each asks for what
-            # is always true, a different thing, so that no planner takes one for the other.
+            # For claims from all queues and from one: index order is claim order. Each has a
+            # condition of its own that is always true, so that no planner confuses the two.
             PartialIndex(
                 name="dbtasks_due",
                 fields=["backend", "-priority", "id"],
@@ -85,28 +86,28 @@ class ScheduledTask(models.Model):
                 where=Q(status=READY, hold=Hold.NONE, fence__gte=0),
                 otherwise=["status", "hold", "backend", "queue_name", "-priority", "id"],
             ),
-            # Promotion, the next run_after, and quarantined rows.
+            # For promotion, the next run_after, and quarantined rows.
             PartialIndex(
                 name="dbtasks_held",
                 fields=["hold", "backend", "run_after"],
                 where=Q(status=READY) & ~Q(hold=Hold.NONE),
                 otherwise=["status", "hold", "backend", "run_after"],
             ),
-            # What a worker holds.
+            # For the rows that a worker holds.
             PartialIndex(
                 name="dbtasks_running",
                 fields=["worker_id"],
                 where=Q(status=RUNNING),
                 otherwise=["status", "worker_id"],
             ),
-            # The purge.
+            # For the purge.
             PartialIndex(
                 name="dbtasks_expired",
                 fields=["backend", "delete_after"],
                 where=Q(delete_after__isnull=False),
                 otherwise=["backend", "delete_after"],
             ),
-            # What people look for first, among millions of successful rows.
+            # For people: failed rows among millions of successful ones.
             PartialIndex(
                 name="dbtasks_failed",
                 fields=["id"],
@@ -125,7 +126,7 @@ class ScheduledTask(models.Model):
 
     @property
     def is_finished(self) -> bool:
-        """Whether the row has ended, well or not."""
+        """Whether the row is SUCCESSFUL or FAILED."""
         return self.status in FINISHED
 
     @property

@@ -12,10 +12,10 @@ from .states import WORKERS
 
 
 class Worker(models.Model):
-    """A running process that claims tasks. It is alive as long as its beat goes on."""
+    """A running process that claims tasks. It is alive as long as its beat changes."""
 
     class State(models.TextChoices):
-        """What other workers know of it."""
+        """What other workers know about it."""
 
         LIVE = "live", pgettext_lazy("Worker", "Live")
         # Silent for too long: its rows are rescued, and it may claim no more.
@@ -25,12 +25,13 @@ class Worker(models.Model):
     worker_id = models.CharField(_("worker"), max_length=MAX_WORKER, primary_key=True)
     backend = models.CharField(_("backend"), max_length=MAX_BACKEND)
     state = models.CharField(_("state"), max_length=8, choices=State.choices)
-    # Raised every few seconds. Others compare it with the value they saw before, not with a clock.
+    # Increased every few seconds. Others compare it with the value they saw before, not with a
+    # clock.
     beat = models.BigIntegerField(_("beat"), db_default=0)
-    # Shown to people; no rule depends on them.
+    # Shown to people. Only the deletion of lost workers depends on beat_at.
     started_at = models.DateTimeField(_("started at"))
     beat_at = models.DateTimeField(_("last beat at"))
-    # The process: others on the same host see at once that it has ended.
+    # The process, so that others on the same host see at once when it has ended.
     host_key = models.CharField(max_length=128, blank=True)
     pid = models.BigIntegerField(null=True)
     pid_started = models.BigIntegerField(null=True)

@@ -60,7 +60,7 @@ class SupervisorLink:
         return cls(number, link)
 
     def name(self, name: str | None) -> str | None:
-        """Return the beginning of this process's worker id, from the one given for all processes."""
+        """Return the beginning of this process's worker id, made from that of all processes."""
         return None if name is None else f"{name[:96]}-{self.number}"
 
     def send(self, *words: Any) -> None:

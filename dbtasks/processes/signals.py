@@ -33,7 +33,7 @@ def signal_pipe(numbers: Sequence[signal.Signals], *, blocking: bool = False) ->
     os.set_blocking(writing, False)
     fd_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     before = {number: signal.signal(number, _ignore) for number in numbers}
-    # The supervisor blocks them until this process handles them.
+    # A supervisor blocks them until its process handles them.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     try:
         yield reading

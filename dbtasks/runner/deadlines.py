@@ -57,7 +57,7 @@ class Deadlines:
         self._stopped = False
 
     def watch(self, attempt: Attempt) -> None:
-        """End the attempt, which has begun, at its timeout. Can be called from any thread."""
+        """End the attempt, which has begun, at its timeout, if any. Callable from any thread."""
         if (timeout := attempt.timeout) is not None:
             self._add(attempt, _Ending(attempt.started + timeout, self._time_out))
 
@@ -122,7 +122,7 @@ class Deadlines:
             wait, ending.step = following
             ending.at = time.monotonic() + wait
         elif self._endings.get(attempt) is ending:
-            # Otherwise it was cancelled meanwhile, which has set a first step.
+            # Otherwise a cancellation has replaced it meanwhile.
             self.forget(attempt)
         return following is not None
 

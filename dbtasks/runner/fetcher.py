@@ -73,7 +73,7 @@ class Fetcher:
         """Claim now, and again after `recheck_after` seconds unless that is 0."""
         self.may_be_due = True
         if recheck_after:
-            # Kept apart from the next poll, which may come earlier. Only the last one counts: a
+            # Kept apart from the next poll, which may come earlier. The last one counts, because a
             # claim has followed each of the others.
             self._recheck_at = time.monotonic() + recheck_after
 

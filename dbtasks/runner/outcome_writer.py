@@ -21,7 +21,7 @@ from ..store.unit import BATCH
 
 logger = logging.getLogger("dbtasks.runner")
 
-# A batch too large for MySQL looks like a lost connection. It is split after so many tries.
+# A batch too large for MySQL looks like a lost connection. It is split after this many tries.
 WHOLE_TRIES = 3
 
 

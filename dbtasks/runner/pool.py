@@ -31,8 +31,7 @@ logger = logging.getLogger("dbtasks.runner")
 MAX_COROUTINES = 1000
 # A thread that was idle for longer than this, in seconds, reconnects before its next task.
 MAX_IDLE = 10.0
-# A runner is exhausted when as many threads are abandoned as it has threads, and at least this
-# many: a few do no harm.
+# A runner is exhausted when as many threads are abandoned as it has, but at least this many.
 MIN_ABANDONED = 4
 
 
@@ -59,8 +58,7 @@ class Pool:
         self._on_exhausted = on_exhausted
         self._prefetch = Prefetch(threads)
         self._waiting: SimpleQueue[Attempt | None] = SimpleQueue()
-        # Every attempt from its submission to its end, so that one that a thread has just taken off
-        # the queue is still known.
+        # Every attempt from its submission to its end, also while a thread takes it off the queue.
         self._held: set[Attempt] = set()
         self._loops = Loops(self._run_coroutine)
         self._deadlines = Deadlines(self._interrupt, self._abandon)
@@ -179,7 +177,7 @@ class Pool:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self, left: Attempt | None = None) -> None:
-        """Run attempts until there are no more. The thread keeps its connections between tasks.
+        """Run attempts until stop(). The thread keeps its connections between tasks.
 
         First it ends the attempt that was `left` by the thread that it replaces.
         """

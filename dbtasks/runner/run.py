@@ -38,7 +38,7 @@ logger = logging.getLogger("dbtasks.runner")
 
 
 class Run:
-    """One life of a runner. The constructor makes all of its parts.
+    """One life of a runner, with all of its parts.
 
     `stopping` asks it to end, and `aborting` to end without waiting for running tasks. `settled` is
     notified after each batch of outcomes. Raise ImproperlyConfigured or RunnerError if the runner
@@ -58,7 +58,6 @@ class Run:
         # Attempts that ended for good, those of them that failed, and attempts released after the
         # grace.
         self.done = self.failed = self.released = 0
-        # True if it stops because too many threads hang in abandoned tasks.
         self.exhausted = False
         self._wakeup = threading.Event()
         self._backend = backend = check_backend(options.backend)
@@ -261,7 +260,7 @@ class Run:
         Running tasks are asked to stop. If a row has moved on, the fence makes the store drop its
         outcome. Runs in the heartbeat's thread.
         """
-        # First, because tasks that are claimed under the new id are not to stop.
+        # First, because tasks claimed under the new id are not to stop.
         self._pool.ask_to_stop()
         worker_id = make_worker_id(self._options.worker_id)
         workers.register(self._db, worker_id, self._backend.alias, *process_identity())

@@ -23,13 +23,13 @@ from ..store import periodic
 
 logger = logging.getLogger("dbtasks.periodic")
 
-# Seconds between two peeks at the schedules, to see those that other processes changed.
+# Seconds between two peeks, to see schedules that other processes changed.
 LOOK_INTERVAL = 5.0
-# Seconds between two peeks while there is no schedule at all.
+# Seconds between two peeks while there is no schedule.
 IDLE_INTERVAL = 10.0
 # Seconds between two updates of `seen_at` for the schedules in this process's settings.
 SEEN_INTERVAL = 3600.0
-# Seconds by which runners that wait for the same tick differ, so that most find it fired already.
+# Seconds by which runners differ at the same tick, so that most find it fired already.
 SPREAD = 0.05
 # Seconds until a schedule that could not be fired is tried again.
 BROKEN_PAUSE = 5.0

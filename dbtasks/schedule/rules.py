@@ -41,7 +41,7 @@ class Schedule(ABC):
 
     Given an aware datetime, a method returns aware ticks in the schedule's time zone, which is
     Django's TIME_ZONE unless the schedule has its own. A naive datetime is a wall clock: the ticks
-    are naive too, and no time zone is involved.
+    are naive too, and no time zone counts.
     """
 
     def __init__(self, timezone: str | tzinfo | None = None) -> None:
@@ -151,11 +151,12 @@ class Crontab(Schedule):
     """A schedule that ticks as a cron expression says, to the minute.
 
     `spec` has five fields (minute, hour, day of month, month, day of week), or is an alias such as
-    ``"@daily"``. A fixed time that clocks skip in spring ticks once, at the end of the gap. A fixed
-    time that comes twice in autumn ticks the first time only. An expression whose minute or hour
-    begins with ``*`` is an interval: it ticks whenever the clock matches. ``~`` is a number that
-    depends on `key` alone. Raise CrontabError if the expression is not valid, or if its date never
-    comes.
+    ``"@daily"``. Fields take names, ranges, steps and lists; ``L`` is the last day of the month,
+    ``5#3`` the third Friday, ``5L`` the last Friday, and ``~`` a number that depends on `key` alone.
+    A fixed time that clocks skip in spring ticks once, at the end of the gap. A fixed time that
+    comes twice in autumn ticks the first time only. An expression whose minute or hour begins with
+    ``*`` is an interval: it ticks whenever the clock matches. Raise CrontabError if the expression
+    is not valid, or if its date never comes.
     """
 
     def __init__(self, spec: str, timezone: str | tzinfo | None = None, key: str = "") -> None:

@@ -1,7 +1,7 @@
-"""Every write to a row, one transition a function.
+"""Every write to a row: one function for each transition.
 
-Owns the guards: a write names the state it starts from, and where a worker writes, the fence of its
-claim. Nothing else in the package changes a row. Never calls task code, sends signals or knows
+Owns the guards: a write names the state that it starts from, and a worker's write also the fence of
+its claim. Nothing else in the package changes a row. Never calls task code, sends signals or knows
 threads. Times are the database's own, read in the statement.
 
     enqueue            → READY, held until run_after
@@ -16,9 +16,8 @@ threads. Times are the database's own, read in the statement.
     purge              finished → deleted
     delete             finished → deleted
 
-Each one opens its own transaction, and runs again when the database asks for that after a deadlock
-or a lock timeout. Inside a transaction of the caller it runs once. Only enqueue and the manual
-operations may be called there.
+Each one opens its own transaction, and runs again after a deadlock or a lock timeout. Inside a
+caller's transaction it runs once. Only enqueue and the manual operations may be called there.
 
 Read in this order: rows, dialects, unit, enqueueing, due, claiming, settling, operations, purging,
 workers, periodic.

@@ -35,14 +35,14 @@ def claim(
     registered: bool = False,
     beyond: Claim | None = None,
 ) -> list[Claim]:
-    """Claim up to `limit` due rows for the worker, of those queues or of all.
+    """Claim up to `limit` due rows for the worker, from those queues or from all.
 
-    Return them highest priority first, then oldest first. They are RUNNING, and that is committed.
-    Fewer than `limit` rows may be returned although more are due; none means that none is due. A
-    `registered` worker that was declared lost gets nothing.
+    Return them RUNNING and committed, highest priority first, then oldest first. Fewer than `limit`
+    rows may be returned although more are due; without `beyond`, none means that none is due. With
+    `registered`, a worker that was declared lost gets nothing.
 
-    With `beyond`, an earlier claim, rows of its priority that are older than it are skipped, and
-    with them the dead entries that such claims leave at the head of the index.
+    `beyond` is an earlier claim: rows of its priority that are older are skipped, and with them the
+    dead index entries that such claims leave.
     """
     picks = due_rows(backend, queues)
     in_turn = (
@@ -65,7 +65,7 @@ def claim_quarantined(
     *,
     registered: bool = False,
 ) -> Claim | None:
-    """Claim a quarantined row, as claim() does; return None if none is due."""
+    """Claim a quarantined row as claim() does; return None if none is due."""
     pick = quarantined_rows(backend, queues)
     if registered:
         pick = _while_live(pick, worker_id)
@@ -76,14 +76,14 @@ def claim_quarantined(
 def claim_one(
     db: str, backend: str, worker_id: str, id: UUID, hold: Hold = Hold.NONE
 ) -> Claim | None:
-    """Claim the due row with that id and put it on hold; return None if it is not due."""
+    """Claim the due row with that id and set its hold; return None if it is not due."""
     where = f"{_STARTABLE} AND backend = %s AND id = %s"
     claims = _claim(db, worker_id, (Pick(where, (backend, pk_text(db, id)), "PRIMARY"),), 1, hold)
     return claims[0] if claims else None
 
 
 def _after(pick: Pick, priority: int, id: Any) -> tuple[Pick, ...]:
-    """Return, in claim order, the ranges of the pick's index around that priority's older rows."""
+    """Return the pick without older rows of that priority, as index ranges in claim order."""
     ranges = {
         "priority > %s": (priority,),
         "priority = %s AND id > %s": (priority, id),
@@ -96,7 +96,7 @@ def _after(pick: Pick, priority: int, id: Any) -> tuple[Pick, ...]:
 
 
 def _while_live(pick: Pick, worker_id: str) -> Pick:
-    """Return the pick, which finds nothing if the worker is not registered as live."""
+    """Return the pick with the condition that the worker is registered as live."""
     return pick._replace(where=f"{pick.where} AND {_ALIVE}", params=(*pick.params, worker_id))
 
 
@@ -113,7 +113,8 @@ def _claim(
     def work(connection: Any, sql: Any) -> tuple[float, list[tuple[Any, ...]]]:
         verb = _CLAIM.format(now=sql.now(connection), hold=hold.value)
         change = Change(verb, (worker_id,), picks, order, limit, in_turn)
-        # Read beside the database's clock, which is at the start of the statement.
+        # Read just before the statement, whose start is the time of the claim on the database's
+        # clock.
         connection.ensure_connection()
         clock = time.monotonic()
         return clock, sql.claim(connection, change)
@@ -121,7 +122,7 @@ def _claim(
     clock, rows = unit_of_work(db, work)
     if not rows:
         return []
-    # All were claimed at the same moment. RETURNING promises no order.
+    # All rows have the same time of claim. RETURNING promises no order.
     claimed_at = to_datetime(db, rows[0][-1])
     claims = [Claim._make((*row[:-1], claimed_at, clock)) for row in rows]
     claims.sort(key=lambda claim: (-claim.priority, claim.id))

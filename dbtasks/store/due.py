@@ -1,4 +1,4 @@
-"""Where the rows are that may be claimed, now or soon.
+"""The rows that may be claimed, now or soon.
 
 Owns the conditions that find due and held rows on their indexes, the peek that reads them, and the
 promotion of scheduled rows. Never claims a row.
@@ -15,16 +15,16 @@ from .rows import Change, Pick, Place, hold_of
 from .unit import BATCH, dialect, to_datetime, unit_of_work
 
 DUE = f"status = '{READY}' AND hold = ''"
-# The middle condition is always true. SQLite uses the partial index only if the query repeats it.
+# The second condition follows from the third. SQLite uses the partial index only if the query
+# repeats it.
 _HELD = f"status = '{READY}' AND NOT (hold = '') AND hold = '{{}}' AND backend = %s"
 _SCHEDULED = _HELD.format(Hold.SCHEDULED.value)
 _QUARANTINED = _HELD.format(Hold.QUARANTINED.value)
 
 
 def due_rows(backend: str, queues: Iterable[str] | None) -> tuple[Pick, ...]:
-    """Return where due rows are: one index range for all queues, or one for each named queue."""
-    # The last condition is always true. It names the index that the planner must take: see the
-    # model.
+    """Return the picks of due rows: one index range for all queues, or one for each named queue."""
+    # The last condition is always true. It makes the planner take the right index: see the model.
     if queues is None:
         where = f"{DUE} AND backend = %s AND attempt >= 0"
         return (Pick(where, (backend,), "dbtasks_due"),)
@@ -33,20 +33,18 @@ def due_rows(backend: str, queues: Iterable[str] | None) -> tuple[Pick, ...]:
 
 
 def quarantined_rows(backend: str, queues: Iterable[str] | None) -> Pick:
-    """Return where quarantined rows are. They are few, so a queue needs no index of its own."""
+    """Return the pick of quarantined rows. They are few, so a queue needs no index of its own."""
     names = () if queues is None else tuple(queues)
     served = f" AND queue_name IN ({', '.join(['%s'] * len(names))})" if names else ""
     return Pick(_QUARANTINED + served, (backend, *names), "dbtasks_held")
 
 
 class QueuePeek(NamedTuple):
-    """What a peek at the queue shows."""
+    """Whether there are rows to claim, and when the next one will be due."""
 
-    # Whether there is a row to claim.
     due: bool
-    # Whether there is a quarantined row to claim.
     quarantined: bool
-    # Seconds until the next scheduled row is due, at most 0 if it is; None if there is none.
+    # Seconds until the next scheduled row is due, 0 or less if it is; None if there is none.
     next_due: float | None
 
 
@@ -70,7 +68,7 @@ def peek(db: str, backend: str, queues: Iterable[str] | None = None) -> QueuePee
 
 
 def promote(db: str, backend: str) -> list[Place]:
-    """Lift the hold of up to 500 rows whose run_after has come; return their places."""
+    """Remove the hold of up to 500 rows whose run_after has passed; return their places."""
 
     def work(connection: Any, sql: Any) -> list[Place]:
         now = sql.now(connection)

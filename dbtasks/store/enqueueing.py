@@ -13,10 +13,10 @@ from .unit import adapted, batches, dialect
 
 
 def enqueue(db: str, rows: Sequence[NewTask], hint: tuple[str, str] | None = None) -> bool:
-    """Insert the rows as READY, in the caller's transaction if there is one: all, or none.
+    """Insert all rows as READY, or none, in the caller's transaction if there is one.
 
-    Return whether the hint, a channel and a payload for PostgreSQL's NOTIFY, was sent with them.
-    Inside a transaction of the caller, for example, it is not.
+    `hint` is a channel and a payload for PostgreSQL's NOTIFY. Return whether it was sent with the
+    rows; inside a caller's transaction, for example, it is not.
     """
     connection = connections[db]
     sql, rows = dialect(connection), adapted(connection, rows)

@@ -1,6 +1,6 @@
 """Manual operations: retry, run now, cancel and delete.
 
-Owns their transitions. Never wakes a runner or tells a user: `dbtasks.operations` does.
+Owns their transitions. Never wakes a runner or writes messages: `dbtasks.operations` does.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,9 +19,9 @@ from .unit import dialect, now, pk_text, unit_of_work
 
 
 def retry(db: str, ids: Iterable[UUID]) -> int:
-    """Make the FAILED ones of the rows due again; return how many there were.
+    """Make those of the rows that are FAILED due again; return how many there were.
 
-    Errors and starts are kept. The counts that limit attempts start from 0. The fence stays.
+    Errors, attempts and the fence are kept. The counts that limit attempts start from 0.
     """
     rows = _rows_by_id(db, ids).filter(status=FAILED)
     fresh = {"failures": 0, "lost": 0, "cancel_requested": False}
@@ -32,7 +32,7 @@ def retry(db: str, ids: Iterable[UUID]) -> int:
 
 
 def run_now(db: str, ids: Iterable[UUID]) -> int:
-    """Make the scheduled ones of the rows due; return how many there were."""
+    """Make those of the rows that are scheduled due; return how many there were."""
     rows = _rows_by_id(db, ids).filter(status=READY, hold=Hold.SCHEDULED)
     return unit_of_work(db, lambda *_: rows.update(hold=_hold(db, "lost"), run_after=None))
 
@@ -46,9 +46,10 @@ def _hold(db: str, lost: str) -> RawSQL:
 def cancel(
     db: str, ids: Iterable[UUID], retain: Callable[[ScheduledTask], timedelta | None]
 ) -> int:
-    """Finish the READY ones of the rows as FAILED; return how many there were.
+    """Finish those of the rows that are READY as FAILED; return how many there were.
 
-    TaskCancelled is added to their errors. `retain` returns how long a row stays.
+    TaskCancelled is added to their errors. `retain` returns how long a row is kept; None is for
+    ever.
     """
     ids, at = list(ids), now(db)
 
@@ -72,9 +73,9 @@ def _cancel(db: str, row: ScheduledTask, at: datetime, stay: timedelta | None) -
 
 
 def request_cancel(db: str, ids: Iterable[UUID]) -> int:
-    """Ask the RUNNING ones of the rows to end; return how many there were.
+    """Ask those of the rows that are RUNNING to end; return how many there were.
 
-    A row that was asked before counts as well. Its runner sees it by cancel_requests().
+    A row that was asked before counts as well. Its runner reads this with cancel_requests().
     """
     rows = _rows_by_id(db, ids).filter(status=RUNNING)
     return unit_of_work(db, lambda *_: rows.update(cancel_requested=True))
@@ -93,14 +94,14 @@ def cancel_requests(db: str, worker_id: str) -> list[tuple[Any, int]]:
 
 
 def delete(db: str, ids: Iterable[UUID], *, expired: bool = False) -> int:
-    """Delete the finished ones of the rows; return how many there were.
+    """Delete those of the rows that have finished; return how many there were.
 
     With `expired`, delete only those whose retention is over.
     """
     rows = _rows_by_id(db, ids).finished()
     if expired:
         rows = rows.filter(delete_after__lte=now(db))
-    # Django's answer to "none of no rows" is None.
+    # Django returns None if there were no rows.
     return unit_of_work(db, lambda *_: int(rows._raw_delete(db) or 0))
 
 

@@ -1,11 +1,11 @@
-"""Every write about schedules: which there are, and which ticks have been fired.
+"""Every write to schedules: which there are, and which ticks have been fired.
 
-Owns the transitions of PeriodicTask rows, and the rows they fire. Never calls a project's code:
-the caller passes the rows. Whoever moves `next_tick` on fires the tick, in one transaction with its
-row. A unique index on key and tick makes that safe twice.
+Owns the transitions of PeriodicTask rows, and the rows they fire. Never calls a project's code: the
+caller passes the rows. The runner that moves `next_tick` fires the tick, in one transaction with
+its row. A unique index on key and tick is the second guard.
 
-    declare     ∅ → there; what settings say; the next tick only if they say another schedule
-    see         seen_at, so that it is not forgotten
+    declare     ∅ → there, as the settings say; a new schedule moves the next tick
+    see         updates seen_at, so that the schedule is not deleted
     fire        next_tick → a later one, and a READY row for each tick due
     run_now     writes a READY row for this moment; the next tick stays
     pause       → paused: nothing is fired
@@ -31,7 +31,7 @@ from .rows import NewTask
 from .unit import adapted, dialect, unit_of_work
 
 SETTINGS, ADMIN = PeriodicTask.Origin.SETTINGS, PeriodicTask.Origin.ADMIN
-# Due schedules that one look returns; there is another look right after.
+# The most schedules that one peek returns. Another peek follows if one was due.
 BATCH = 100
 # How long a schedule is kept that no runner has in its settings any more. It may belong to another
 # deployment, which is down.
@@ -56,13 +56,16 @@ class SchedulePeek(NamedTuple):
 
     # The database's time; None if there is no schedule.
     now: datetime | None
-    # Those whose next tick has come, the longest due first, and when the first of the others is.
+    # Schedules whose next tick has come, the longest due first, and the first tick of the others.
     due: list[PeriodicTask]
     next_tick: datetime | None
 
 
 def peek(db: str, backend: str, keys: Iterable[str]) -> SchedulePeek:
-    """Read, in one statement, the schedules with those keys and those made in the admin."""
+    """Read, in one statement, the schedules with those keys and those made in the admin.
+
+    Paused schedules are left out.
+    """
     connection = connections[db]
     rows = of(db, backend).filter(Q(origin=ADMIN) | Q(key__in=list(keys)), paused=False)
     clock = RawSQL(dialect(connection).microseconds(connection), ())
@@ -75,12 +78,12 @@ def peek(db: str, backend: str, keys: Iterable[str]) -> SchedulePeek:
 
 
 def declare(db: str, backend: str, entries: Iterable[ScheduleEntry]) -> list[str]:
-    """Bring the schedules in line with what this process's settings say.
+    """Bring the schedules in line with this process's settings.
 
     Return the keys that schedules made in the admin already have: those are left as they are. A
-    schedule that changes continues with its next tick after now, unless a tick is overdue: that
-    one still fires. A paused schedule stays paused. A schedule that is not named here is left
-    alone, and deleted when no runner has named it for a week.
+    schedule that changes continues with its next tick after now, unless a tick is overdue: that one
+    still fires. A paused schedule stays paused. Other schedules are left alone, and deleted when no
+    runner has had them in its settings for a week.
     """
     at = now(db)
     entries = list(entries)
@@ -94,7 +97,7 @@ def declare(db: str, backend: str, entries: Iterable[ScheduleEntry]) -> list[str
 def see(db: str, backend: str, keys: Iterable[str]) -> bool:
     """Note that a runner has schedules with those keys in its settings; return whether all exist.
 
-    One that was made in the admin exists as well.
+    One that was made in the admin counts as well.
     """
     keys, at = list(keys), now(db)
     rows = of(db, backend).filter(key__in=keys)
@@ -102,7 +105,7 @@ def see(db: str, backend: str, keys: Iterable[str]) -> bool:
 
 
 def _declare(db: str, backend: str, entry: ScheduleEntry, at: datetime) -> bool:
-    """Return False if a schedule made in the admin has the key."""
+    """Create or update a schedule; return False if one made in the admin has its key."""
     says = {
         "task_path": entry.task_path,
         "spec": entry.schedule.text,
@@ -136,31 +139,31 @@ def _declare(db: str, backend: str, entry: ScheduleEntry, at: datetime) -> bool:
 def _change(
     rows: Any, row: PeriodicTask, says: dict[str, Any], schedule: Schedule, at: datetime
 ) -> int:
-    """Change the schedule unless it has moved on since it was read; return how many there were."""
+    """Change the schedule unless it has changed since it was read; return how many were changed."""
     changed = (row.spec, row.timezone) != (says["spec"], says["timezone"])
     move = {"next_tick": schedule.next(at)} if changed and row.next_tick > at else {}
     return int(_unmoved(rows, row).update(**says, **move))
 
 
 def _unmoved(rows: Any, row: PeriodicTask) -> Any:
-    """Return the row if it still has the schedule and the ticks that were seen."""
+    """Return the row, as a queryset, if it still has the schedule and the ticks that were seen."""
     seen = {name: getattr(row, name) for name in ("spec", "timezone", "next_tick", "last_tick")}
     return rows.filter(pk=row.pk, **seen)
 
 
 class Tick(NamedTuple):
-    """A tick to be fired, and the row that is to run for it."""
+    """A tick to fire, and the row to write for it."""
 
     at: datetime
     row: NewTask
 
 
 class Fired(NamedTuple):
-    """What became of the ticks of one schedule."""
+    """What firing the ticks of one schedule has done."""
 
-    # Those whose row was written.
+    # The ticks whose row was written.
     ticks: list[Tick]
-    # Whether the last one was skipped, because the run before has not finished.
+    # True if nothing was written, because the previous run has not finished.
     overlaps: bool = False
 
 
@@ -171,11 +174,11 @@ def fire(
     next_tick: datetime,
     skipped_tick: datetime | None = None,
 ) -> Fired | None:
-    """Move the schedule on to `next_tick`, and write the rows of its ticks that are due.
+    """Move the schedule to `next_tick`, and write the rows of its ticks that are due.
 
-    All or nothing: None if somebody else has moved it, paused it or changed it. `skipped_tick` is
-    the last one that is not to be run. Without `overlap` nothing is run while the last run has not
-    finished.
+    Return None, and write nothing, if the schedule was moved, paused or changed since it was seen.
+    `skipped_tick` is the last tick that is not to run. Without `overlap` no row is written while
+    the previous run has not finished.
     """
 
     def work(*_: Any) -> Fired | None:
@@ -199,7 +202,7 @@ def _skip(db: str, seen: PeriodicTask, tick: datetime) -> None:
 
 
 def _is_unfinished(db: str, seen: PeriodicTask) -> bool:
-    """Tell whether the last run of the schedule has yet to end."""
+    """Return whether the schedule's last run has not finished."""
     runs = ScheduledTask.objects.using(db).filter(backend=seen.backend, schedule_key=seen.key)
     last = runs.filter(tick=seen.last_tick)
     return seen.last_tick is not None and last.exclude(status__in=FINISHED).exists()
@@ -221,10 +224,10 @@ def _write(db: str, seen: PeriodicTask, tick: Tick) -> bool:
 
 
 def run_now(db: str, seen: PeriodicTask, tick: Tick) -> bool:
-    """Write a row for this moment, whatever the schedule says; return whether that was done.
+    """Write a row for `tick`, whatever the schedule says; return whether that was done.
 
-    Not if the schedule has moved since it was seen, nor, without `overlap`, while the last run has
-    not finished.
+    It is not done if the schedule has moved since it was seen, nor, without `overlap`, while the
+    last run has not finished.
     """
 
     def work(*_: Any) -> bool:
@@ -241,15 +244,15 @@ def run_now(db: str, seen: PeriodicTask, tick: Tick) -> bool:
 
 
 def pause(db: str, ids: Iterable[int]) -> int:
-    """Fire those schedules no more; return how many were not paused before."""
+    """Pause those schedules; return how many were not paused before."""
     rows = PeriodicTask.objects.using(db).filter(pk__in=list(ids), paused=False)
     return unit_of_work(db, lambda *_: rows.update(paused=True))
 
 
 def resume(db: str, ids: Iterable[int]) -> int:
-    """Fire those schedules again, from their next tick after now; return how many were paused.
+    """Resume those schedules from their next tick after now; return how many were paused.
 
-    Ticks that came meanwhile were not missed: nobody wanted them.
+    Ticks that came while they were paused do not count as missed.
     """
     rows = PeriodicTask.objects.using(db).filter(pk__in=list(ids), paused=True)
     at = now(db)
@@ -270,7 +273,7 @@ def save(db: str, row: PeriodicTask) -> None:
         row.next_tick = row.schedule.next(now(db))
         unit_of_work(db, lambda *_: row.save(using=db, force_insert=True))
         return
-    # Ticks are fired, and operators pause, beside this.
+    # Runners fire ticks and people pause the schedule meanwhile, so these are not written.
     fields = {f.name for f in PeriodicTask._meta.concrete_fields if not f.primary_key}
     fields -= {"next_tick", "last_tick", "skipped_tick", "paused"}
     if (before.spec, before.timezone) != (row.spec, row.timezone):

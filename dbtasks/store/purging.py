@@ -38,12 +38,12 @@ def purge_older(
 ) -> Iterator[int]:
     """Delete rows that finished longer ago than `age`, oldest first, whatever their retention.
 
-    Yield the number deleted after each batch of at most `batch` rows, a transaction of its own
-    each. Rows of one backend, or of all.
+    Yield the number deleted after each batch of at most `batch` rows. Each batch is a transaction
+    of its own. Without `backend`, rows of all backends are deleted.
     """
     rows = older(db, age, backend=backend, statuses=statuses).order_by("id")
-    # The key is in order of age: what finished before the limit was enqueued before it. So the
-    # walk along the key needs no index of its own and never reads a row twice.
+    # The key is in order of age: what finished before the limit was enqueued before it. So walking
+    # along the key needs no further index and never reads a row twice.
     last = UUID(int=0)
     while ids := list(rows.filter(id__gt=last).values_list("id", flat=True)[:batch]):
         last = ids[-1]

@@ -1,4 +1,4 @@
-"""What goes into the store and comes out of it.
+"""What goes into the store and what comes out of it.
 
 Owns the plain tuples that the transitions take and return, their fields in the order of the SQL,
 and the one statement that all databases share. Never imports models, settings or a database.
@@ -7,15 +7,15 @@ and the one statement that all databases share. Never imports models, settings o
 from datetime import datetime
 from typing import Any, NamedTuple
 
-# Losses of its runner after which a row starts alone. Two may be a neighbour's fault, and most
-# often are nobody's: a machine that went down, a runner that was killed.
+# A row with this many lost workers runs alone. Two losses may be the fault of another task, and
+# most often are nobody's: a machine went down, a runner was killed.
 QUARANTINE_AFTER = 2
-# What else the end of an attempt sets: nobody runs the row, and no wish to cancel it is left.
+# The end of an attempt also sets these: no worker runs the row, and a request to cancel it is done.
 SETTLED = "worker_id = NULL, cancel_requested = FALSE"
 
 
 class NewTask(NamedTuple):
-    """A row to be written: what enqueue() knows. JSON columns are text already."""
+    """A row to insert. JSON columns are text already."""
 
     id: Any
     task_path: str
@@ -56,15 +56,15 @@ class Claim(NamedTuple):
     return_value: str | None
     # The due time of a schedule's row, in microseconds since 1970.
     tick: int | None
-    # As the database told it, and on this process's monotonic clock: durations count from there.
+    # The time of the claim, on the database's clock and on this process's monotonic clock.
     claimed_at: Any
     clock: float
 
 
 class Outcome(NamedTuple):
-    """What an attempt makes of its row: every column that the settling write sets.
+    """The new state of an attempt's row: every column that the settling write sets.
 
-    `id` and `fence` name the claim that the write is guarded by.
+    `id` and `fence` name the claim that guards the write.
     """
 
     id: Any
@@ -94,8 +94,8 @@ def hold_of(run_after: str, lost: str, now: str) -> str:
     )
 
 
-# The settling write of one row, with its guards. The CASE keeps planners on the primary key: going
-# by statistics that know of no RUNNING row they would walk through the index of those.
+# The settling write of one row, with its guards. The CASE keeps planners on the primary key: if the
+# statistics show no RUNNING row, they would otherwise read the index of running rows.
 SETTLE = (
     f"UPDATE {{table}} SET {', '.join(f'{name} = %s' for name in Outcome._fields[2:])}, {SETTLED}, "
     "hold = CASE WHEN %s = 'READY' THEN {hold} ELSE '' END "
@@ -110,7 +110,7 @@ def settling(o: Outcome) -> tuple[Any, ...]:
 
 
 class Place(NamedTuple):
-    """A row's place in line: its queue, its priority, and its id as claims hold it.
+    """A row's place in the order of claims: its queue, its priority, and its id as claims hold it.
 
     Within a queue, or across all of them, the highest priority comes first, then the lowest id.
     """
@@ -136,7 +136,7 @@ class Change(NamedTuple):
     picks: tuple[Pick, ...]
     order: str
     limit: int
-    # Whether each pick's rows come, in that order, before those of the next.
+    # True if the rows of each pick come before those of the next.
     in_turn: bool = False
 
     @property

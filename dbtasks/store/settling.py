@@ -1,7 +1,7 @@
 """Settling: RUNNING → SUCCESSFUL, FAILED, or READY again.
 
 Owns the guards of that write: the status, the fence, and that no cancelled row becomes READY. Never
-decides what becomes of a row: an Outcome says so.
+decides what the row becomes: the Outcome says so.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from .unit import adapted, batches, unit_of_work
 
 
 def settle(db: str, outcomes: Sequence[Outcome]) -> set[Any]:
-    """Write what became of claimed rows; return the ids whose claim still stood.
+    """Write the outcomes of claimed rows; return the ids of those whose claim still stood.
 
     A row that has moved on (another fence, or no longer RUNNING) is left as it is. So is a row that
-    was to be READY again but was cancelled while it ran: the caller settles it as FAILED.
+    would be READY again but was cancelled while it ran: the caller settles it as FAILED.
     """
     written: set[Any] = set()
     for batch in batches(adapted(connections[db], outcomes), _chars):

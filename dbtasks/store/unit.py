@@ -1,7 +1,7 @@
 """What all transitions share: the dialect, a unit of work, the database's clock, batches.
 
-Owns when a transition runs again: when the database asks for it, and only outside of a
-transaction of the caller. Never changes a row itself.
+Owns when a transition runs again: after a deadlock or a lock timeout, and only outside of a
+caller's transaction. Never changes a row itself.
 """
 
 import random
@@ -21,14 +21,16 @@ from ..models import ScheduledTask
 from .dialects import mysql, postgresql, sqlite
 from .rows import NewTask, Outcome
 
-# Vendors, as Django names them, that can hold the queue.
+# The supported databases, by Django's names.
 SUPPORTED = ("postgresql", "mysql", "sqlite")
 DIALECTS = {"postgresql": postgresql, "mysql": mysql, "sqlite": sqlite}
-# Rows one statement may touch: long enough to be cheap a row, short enough to hold no lock long.
+# Rows that one statement may change: enough to be cheap per row, few enough to hold no lock for
+# long.
 BATCH = 500
-# Text one settling statement may carry; MySQL's max_allowed_packet is 16 MiB by default.
+# Characters of text that one statement may carry: max_allowed_packet is 16 MiB by default on
+# MariaDB.
 BATCH_CHARS = 4_000_000
-# How often a unit of work is run again when the database rolls it back to break a deadlock.
+# How often a unit of work is tried when the database rolls it back to break a deadlock.
 TRIES = 20
 
 
@@ -47,10 +49,10 @@ def dialect(connection: Any) -> Any:
 
 
 def unit_of_work[T](db: str, work: Callable[[Any, Any], T]) -> T:
-    """Return what the work returns; run it again if the database rolled it back.
+    """Return what `work` returns; call it again if the database rolled it back.
 
-    Inside a transaction of the caller it runs once, because the database has rolled all of that
-    back.
+    Inside a caller's transaction it is called once, because the database has rolled back all of
+    that transaction.
     """
     connection = connections[db]
     sql = dialect(connection)
@@ -75,7 +77,7 @@ def adapted[T: (NewTask, Outcome)](connection: Any, rows: Sequence[T]) -> Sequen
 
 
 def batches[T](rows: Sequence[T], chars: Callable[[T], int]) -> Iterator[list[T]]:
-    """Yield the rows in batches that one statement can carry, by their number and characters."""
+    """Yield the rows in batches that one statement can carry, limited in rows and characters."""
     batch: list[T] = []
     size = 0
     for row in rows:
@@ -109,5 +111,5 @@ def to_datetime(db: str, value: Any) -> datetime | None:
 
 
 def pk_text(db: str, id: UUID) -> Any:
-    """Return the id as that database's text of it, which is what claims hold."""
+    """Return the id as text in the form of that database, which claims hold."""
     return str(ScheduledTask._meta.pk.get_db_prep_value(id, connections[db]))

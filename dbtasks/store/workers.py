@@ -1,8 +1,8 @@
-"""Workers: who is alive, and which rows are in whose name.
+"""Workers: which are alive, and which rows they hold.
 
-Owns the transitions of Worker rows. Never compares clocks: a worker is lost when its beat stands
-still, which the caller has watched, and the guard on the beat makes that exact. What becomes of the
-rows of a lost worker is settled by `dbtasks.rescue`.
+Owns the transitions of Worker rows. Never compares clocks: the caller watches that a worker's beat
+does not change, and a guard on the beat makes that exact. `dbtasks.rescue` settles the rows of a
+lost worker.
 
     register      ∅ → live
     beat          live → live, beat + 1
@@ -26,14 +26,14 @@ from .unit import BATCH, now, pk_text, unit_of_work
 LIVE, LOST = Worker.State.LIVE, Worker.State.LOST
 # Class of the PostgreSQL advisory locks that show that a worker's session is open.
 SESSIONS = 0x64627461
-# How long a lost worker is remembered. If it wakes up, it must find that it was declared lost.
+# How long a lost worker is kept. If it wakes up, it must find that it was declared lost.
 REMEMBERED = timedelta(days=1)
 
 
 def register(
     db: str, worker_id: str, backend: str, host_key: str, pid: int, pid_started: int
 ) -> None:
-    """Make the worker known as live."""
+    """Insert the worker as live."""
     at = now(db)
     row = Worker(
         worker_id=worker_id,
@@ -49,7 +49,7 @@ def register(
 
 
 def beat(db: str, worker_id: str) -> bool:
-    """Raise the worker's beat; return False if it was declared lost, or is unknown."""
+    """Add 1 to the worker's beat; return False if it was declared lost or is unknown."""
 
     def work(connection: Any, sql: Any) -> bool:
         with connection.cursor() as cursor:
@@ -69,13 +69,16 @@ def others(db: str, worker_id: str, backend: str) -> list[Worker]:
 
 
 def declare_lost(db: str, worker_id: str, beat: int) -> bool:
-    """Declare the worker lost unless its beat has moved on; return whether that was done."""
+    """Declare the worker lost unless its beat has changed; return whether that was done."""
     silent = Worker.objects.using(db).filter(pk=worker_id, state=LIVE, beat=beat)
     return bool(unit_of_work(db, lambda *_: silent.update(state=LOST)))
 
 
 def leave(db: str, worker_id: str) -> None:
-    """Delete the worker, which has stopped. If it still holds a row, keep it to be missed."""
+    """Delete the worker, which has stopped, unless a row is RUNNING in its name.
+
+    Others declare it lost then, and rescue the row.
+    """
     if not running(db, worker_id):
         own = Worker.objects.using(db).filter(pk=worker_id)
         unit_of_work(db, lambda *_: own.delete())
@@ -84,7 +87,7 @@ def leave(db: str, worker_id: str) -> None:
 def lost_rows(db: str, backend: str) -> list[ScheduledTask]:
     """Return up to 500 RUNNING rows of the backend's lost workers.
 
-    If there are none, forget the workers that were lost more than a day ago.
+    If there are none, delete the lost workers whose last beat is more than a day old.
     """
     silent = Worker.objects.using(db).filter(state=LOST, backend=backend)
     lost = list(silent.values_list("pk", flat=True))
@@ -105,14 +108,14 @@ def running(db: str, worker_id: str) -> set[tuple[Any, int]]:
 
 
 def claimed_rows(db: str, claims: Iterable[tuple[Any, int]]) -> list[tuple[ScheduledTask, Claim]]:
-    """Return the rows of claims given as id and fence, each with the claim that they name."""
+    """Return the rows of those claims, given as id and fence, each with its Claim."""
     fences = dict(claims)
     rows = ScheduledTask.objects.using(db).filter(pk__in=fences)
     return [(row, claim_of(db, row)._replace(fence=fences[pk_text(db, row.pk)])) for row in rows]
 
 
 def claim_of(db: str, row: ScheduledTask) -> Claim:
-    """Return the claim that the row shows, as the claiming worker got it."""
+    """Return the claim of the row, as the worker that claimed it received it."""
 
     def text(value: Any) -> str | None:
         return None if value is None else payload.text(value)
@@ -150,7 +153,7 @@ def session_key(worker_id: str) -> int:
 def sessions(db: str) -> tuple[datetime, set[int]] | None:
     """Return when PostgreSQL started, and the keys of the workers with a session; None elsewhere.
 
-    This is only a hint: a live worker may have none, behind a pooler or after a restart.
+    This is only a hint: behind a pooler or after a restart, a live worker may have no session.
     """
     connection: Any = connections[db]
     if connection.vendor != "postgresql":

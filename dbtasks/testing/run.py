@@ -26,7 +26,7 @@ from ..store import Claim
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How many runs of tasks run_tasks() made: `successful` ones, and `failed` for all others."""
+    """The counts of run_tasks(): attempts that were `successful`, and all others as `failed`."""
 
     successful: int = 0
     failed: int = 0

@@ -56,7 +56,7 @@ def unregister(backend: str, wakeable: Wakeable) -> None:
 
 
 def hint(db: str, backend: str) -> tuple[str, str] | None:
-    """Return channel and payload of a NOTIFY to send after the commit; None if none is due.
+    """Return channel and payload of a NOTIFY to send after the commit; None if none is needed.
 
     Inside the transaction NOTIFY would hold up every other commit that notifies, and a full
     notification queue would make the caller's commit fail.
@@ -75,10 +75,11 @@ def became_due(
     only_here: bool = False,
     is_notified: bool = False,
 ) -> None:
-    """Wake runners, because committed rows became due or will: enqueued, retried or requeued, say.
+    """Wake runners, because committed rows became due, or will be due later.
 
-    `places` are those that are due now. With `only_here` other processes are not notified; with
-    `is_notified` the NOTIFY was sent with the rows. Raises nothing.
+    Such rows were enqueued, retried, promoted or requeued. `places` are those that are due now.
+    With `only_here` other processes are not notified; with `is_notified` the NOTIFY was sent with
+    the rows. Raises nothing.
     """
     for wakeable in tuple(_wakeables.get(backend, ())):
         wakeable.wake()

@@ -149,7 +149,7 @@ class Listener(Watcher):
             self._stopping.wait(pauses.next() * random.uniform(0.5, 1.0))
 
     def _connect(self, wrapper: Any) -> Any:
-        """Return a connection past any pool: it stays open, idle, outside of transactions."""
+        """Return a connection that bypasses pools: it stays open, idle, outside of transactions."""
         params = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
         params |= wrapper.get_connection_params() | {"autocommit": True}
         return wrapper.Database.connect(**params)
@@ -162,7 +162,7 @@ class Listener(Watcher):
         if pid == connection.info.backend_pid or self._hears_others(connection):
             return True
         logger.warning(
-            "A pooler stands before %r: NOTIFY cannot be heard, and the runner polls.", self._db
+            "A pooler stands before %r: NOTIFY does not arrive, and the runner polls.", self._db
         )
         return False
 

@@ -1,6 +1,6 @@
-"""Where the site listens: the words of a command line, and the environment, become an address.
+"""The address at which the site listens, from the command line and the environment.
 
-Owns how an address may be written, and whether it is free. Never keeps a socket open.
+Owns how an address may be written, and the check that it is free. Never keeps a socket open.
 """
 
 import os
@@ -12,9 +12,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-# As runserver takes it: PORT, or HOST:PORT with an IPv6 host in brackets.
+# The same as for runserver: PORT, or HOST:PORT with an IPv6 host in brackets.
 ADDRPORT = re.compile(r"^(?:(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):)?(?P<port>\d+)$")
-# Hosts in short.
+# Short forms of hosts.
 SHORT = {"0": "0.0.0.0"}
 
 
@@ -33,7 +33,7 @@ class Address:
         return f"http://{host}:{self.port}/"
 
     def connect(self) -> socket.socket:
-        """Return a connection to whoever listens there; raise OSError if nobody does."""
+        """Return a connection to the server that listens there; raise OSError if none does."""
         if self.uds:
             connection = socket.socket(socket.AF_UNIX)
             connection.settimeout(1)
@@ -47,11 +47,11 @@ class Address:
         return socket.create_connection((everywhere.get(self.host, self.host), self.port), 1)
 
     def trouble(self) -> str | None:
-        """Return a sentence if one cannot listen there, else None."""
+        """Return a message if a server cannot listen there, else None."""
         if self.uds:
             return self._trouble_with_file(Path(self.uds))
-        # Servers of one user may share a port, each getting some of the requests; this one does
-        # not ask to, and so sees them.
+        # Servers of one user can share a port if all of them ask for it; each then receives some of
+        # the requests. This socket does not ask, so that it notices another server.
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
             with socket.socket(family) as trial:
@@ -80,10 +80,10 @@ class Address:
 
 
 def parse(addrport: str, environment: Mapping[str, str]) -> Address:
-    """Return the address that those words mean; what they leave open the environment says.
+    """Return the address of the command line, completed from the environment.
 
-    GRANIAN_HOST, GRANIAN_PORT and GRANIAN_UDS, else PORT, which means all interfaces, as hosts of
-    containers expect. Raise ValueError, with a sentence, if something is not a valid address.
+    The variables are GRANIAN_HOST, GRANIAN_PORT and GRANIAN_UDS, else PORT. PORT alone means all
+    interfaces, as container platforms expect. Raise ValueError if the address is not valid.
     """
     host, port = environment.get("GRANIAN_HOST"), environment.get("GRANIAN_PORT")
     uds = None if addrport else environment.get("GRANIAN_UDS")
@@ -100,7 +100,7 @@ def parse(addrport: str, environment: Mapping[str, str]) -> Address:
 
 
 def make(host: str, port: str | int, uds: str | None = None) -> Address:
-    """Return the address; raise ValueError, with a sentence, if the port is not valid."""
+    """Return the address; raise ValueError if the port is not valid."""
     if not str(port).isdecimal() or not 1 <= int(port) <= 65535:
         raise ValueError(f"{str(port)!r} is not a valid port. Use a number from 1 to 65535.")
     host = SHORT.get(host, host.strip("[]"))

@@ -1,13 +1,13 @@
-"""The app's place in INSTALLED_APPS.
+"""The app for INSTALLED_APPS.
 
-Owns the label, which no app of a project is likely to have. Never imports anything of the app.
+Owns its label, which a project's own app is not likely to have. Never imports the rest of the app.
 """
 
 from django.apps import AppConfig
 
 
 class ServeConfig(AppConfig):
-    """Brings ``manage.py serve``."""
+    """Adds ``manage.py serve``."""
 
     name = "dbtasks.contrib.serve"
     label = "dbtasks_serve"

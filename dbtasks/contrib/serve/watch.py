@@ -1,7 +1,6 @@
-"""Which files are code.
+"""The files whose changes restart the site.
 
-Owns what makes the site start anew when it changes. Never counts what a running site writes: its
-database, its logs, its media.
+Owns which files are code. Never includes what a running site writes: its database, logs and media.
 """
 
 import threading
@@ -12,15 +11,15 @@ from typing import Any
 
 from ...processes.reload import Tell, Watch
 
-# Endings of code and of settings, wherever they are; all files in folders of templates count too.
+# Suffixes of code and settings in all folders. In template folders, all files count.
 CODE = {".py", ".pyi", ".html", ".jinja", ".jinja2", ".j2", ".mo", ".env", ".toml"}
 TEMPLATES = {"templates", "jinja2"}
-# Folders in which nothing is the project's own code.
+# Folders that contain no code of the project.
 FOREIGN = {"__pycache__", "node_modules", "site-packages"}
 
 
 class CodeFilter:
-    """Tells code below some folders from all else; what is below `aside` is never code."""
+    """Accepts changes of code in `folders`; nothing in `aside` is code."""
 
     def __init__(self, folders: Iterable[Path], aside: Iterable[Path]) -> None:
         self._folders, self._aside = set(folders), set(aside)
@@ -34,7 +33,7 @@ class CodeFilter:
         return any(parent.name in TEMPLATES for parent in file.parents) and not _is_waste(file)
 
     def _is_own(self, folder: Path) -> bool:
-        """Tell whether the folder is the project's, up to the watched one in which it is."""
+        """Return whether the folder and those above it, up to a watched one, are the project's."""
         for parent in (folder, *folder.parents):
             if parent in self._folders:
                 return parent not in self._aside
@@ -47,22 +46,22 @@ class CodeFilter:
 
 @cache
 def _is_environment(folder: Path) -> bool:
-    """Tell whether the folder is a virtual environment."""
+    """Return whether the folder is a virtual environment."""
     return (folder / "pyvenv.cfg").exists()
 
 
 def _is_waste(file: Path) -> bool:
-    """Tell whether an editor or a database leaves such files for a moment."""
+    """Return whether it is a temporary file of an editor or a database."""
     return file.name.endswith(("~", ".swp", ".tmp")) or file.name.startswith((".", "#"))
 
 
 def watching(folders: Iterable[Path], aside: Iterable[Path]) -> Watch:
-    """Return what watches those folders, but for what is below `aside`."""
+    """Return a function that watches these folders, except what is in `aside`."""
     folders = [folder.resolve() for folder in folders]
     is_code = CodeFilter(folders, [folder.resolve() for folder in aside])
 
     def start(tell: Tell) -> None:
-        # With the extra only.
+        # Installed with the extra `serve` only.
         from watchfiles import watch
 
         def work() -> None:

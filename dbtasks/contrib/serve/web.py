@@ -1,9 +1,9 @@
 """The process that runs Granian.
 
-Owns the web server's life: its workers, when it is ready, their reload, and its end. Never loads
-the project: each worker does, after it was started.
+Owns the web server: its workers, when it is ready, their reload, and its end. Never loads the
+project: each worker does so after its start.
 
-Run as ``python -m dbtasks.contrib.serve.web OPTIONS`` by the supervisor, OPTIONS being those of
+The supervisor runs it as ``python -m dbtasks.contrib.serve.web OPTIONS``, where OPTIONS is a
 ``WebOptions`` in JSON.
 """
 
@@ -25,7 +25,7 @@ from ...processes.link import SupervisorLink
 from ...processes.signals import stop_signals
 from .address import Address
 
-# What workers need of Django, and no settings.
+# Modules of Django that workers need, and that can be imported without settings.
 PRELOADED = (
     "django.contrib.admin.helpers",
     "django.contrib.auth.hashers",
@@ -40,20 +40,20 @@ PRELOADED = (
     "django.views.debug",
     "django.views.generic",
 )
-# prctl's request to get a signal when the parent ends.
+# The option of prctl with which a process receives a signal when its parent ends.
 PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
 class WebOptions:
-    """What the web server is told."""
+    """The options of the web server."""
 
     address: Address
     interface: str
     workers: int
     threads: int
     grace: int
-    # Whether static files are served as runserver does, and whether code is being written.
+    # Whether static files are served as by runserver, and whether code is reloaded.
     static: bool
     reload: bool
     access_log: bool
@@ -70,18 +70,18 @@ class WebOptions:
 
     @classmethod
     def load(cls, text: str) -> "WebOptions":
-        """Return the options that dump() has written."""
+        """Return the options from the JSON of dump()."""
         values = json.loads(text)
         return cls(**values | {"address": Address(**values["address"])})
 
 
 def main(text: str) -> None:
-    """Serve until told to stop, by a signal or by the supervisor."""
+    """Serve until a signal or the supervisor stops it."""
     options = WebOptions.load(text)
     sys.path.insert(0, options.path)
     link = SupervisorLink.inherited()
-    # Forked workers start in a third of the time, with all but the project's own code loaded. They
-    # share what threads of this process are in the middle of, which is no risk to take on a site.
+    # Forked workers start in a third of the time, with all but the project's own code loaded. But
+    # a fork copies the locks that other threads hold: a risk that only development may take.
     multiprocessing.set_start_method("fork" if options.reload else "spawn")
     if options.reload:
         preload()
@@ -95,7 +95,7 @@ def main(text: str) -> None:
 
 
 def preload() -> None:
-    """Load what any project needs of Django, and nothing that needs the project's settings."""
+    """Import what every project needs of Django and what needs no settings."""
     for name in PRELOADED:
         import_module(name)
 
@@ -119,11 +119,11 @@ def _server(options: WebOptions) -> Any:
         websockets=not is_wsgi,
         log_level=LogLevels(options.log_level),
         log_access=options.access_log,
-        # A mistake in code that is being written is not to be tried again and again.
+        # A worker that fails because of a mistake in edited code would fail again and again.
         respawn_failed_workers=not options.reload,
-        # At a reload the new worker comes at once, not after a pause.
+        # At a reload the new worker starts at once, not after a pause.
         respawn_interval=0.0 if options.reload else 3.5,
-        # 0 would be for ever.
+        # 0 would mean no limit.
         workers_kill_timeout=1 if options.reload else max(1, options.grace),
         **options.more,
         **files,
@@ -131,8 +131,8 @@ def _server(options: WebOptions) -> Any:
 
 
 def _started(link: SupervisorLink | None, hearing: Any) -> None:
-    """Take orders, now that the server has its handlers of signals. Called before the workers."""
-    # They were held back until now.
+    """Follow the supervisor from now on: signals are handled. Called before workers start."""
+    # The supervisor has blocked them until now.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals())
     if link is not None:
         threading.Thread(target=_obey, args=[link], daemon=True).start()
@@ -140,10 +140,10 @@ def _started(link: SupervisorLink | None, hearing: Any) -> None:
 
 
 def _obey(link: SupervisorLink) -> None:
-    """Do what the supervisor says, until it is gone: then stop. The thread's whole life."""
+    """Follow the supervisor's messages until it is gone, then stop. Runs in its own thread."""
     for what, *words in link.receive():
         if what == "reload":
-            # Granian takes that for an order to replace its workers.
+            # Granian replaces its workers on SIGHUP.
             os.kill(os.getpid(), signal.SIGHUP)
         elif what == "stop":
             # Workers end with this process, however it ends.
@@ -152,7 +152,7 @@ def _obey(link: SupervisorLink) -> None:
 
 
 def _tell_ready(link: SupervisorLink, hearing: Any) -> None:
-    """Tell the supervisor of each worker that has loaded the project. The thread's whole life."""
+    """Report each worker that has loaded the project. Runs in its own thread."""
     with suppress(EOFError):
         while True:
             hearing.recv()
@@ -163,7 +163,7 @@ def _tell_ready(link: SupervisorLink, hearing: Any) -> None:
 
 
 def application(options: WebOptions, server: int, telling: Any) -> Any:
-    """Return the project's application, loaded here and now, in a worker of that server."""
+    """Load the project in this worker of the server; return its application."""
     _end_with(server)
     import django
 
@@ -175,14 +175,14 @@ def application(options: WebOptions, server: int, telling: Any) -> Any:
 
 
 def _check_urls() -> None:
-    """Import the views now: a mistake in them is told here, not by the first request."""
+    """Import the views now, so that an error in them is reported before the first request."""
     from django.urls import get_resolver
 
     _ = get_resolver().url_patterns
 
 
 def _end_with(server: int) -> None:
-    """Let this worker be killed when its server has ended: nobody else would stop it."""
+    """Have this worker killed when its server ends, because nothing else would stop it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != server:

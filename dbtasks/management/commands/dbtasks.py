@@ -1,4 +1,4 @@
-"""``manage.py dbtasks``: manage the queue, one subcommand at a time."""
+"""``manage.py dbtasks``: subcommands that manage the queue."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ SUBCOMMANDS = {"cancel": cancel, "periodic": periodic}
 
 
 class Command(BaseCommand):
-    """Hand over to the subcommand."""
+    """Run the subcommand."""
 
     help = "Manages the tasks of a database backend."
 

@@ -16,7 +16,7 @@ from ...schedule.duration import Duration
 class Command(BaseCommand):
     """Delete finished rows older than an age, in batches."""
 
-    help = "Deletes finished tasks that ended longer ago than an age, whatever their retention."
+    help = "Deletes finished tasks older than a given age, whatever their retention."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
@@ -82,7 +82,7 @@ class Command(BaseCommand):
                     if shows:
                         screen.bar(f"deleted {deleted:,}")
         except KeyboardInterrupt:
-            # The batch in hand is undone; those before it are committed.
+            # The current batch is rolled back; those before it are committed.
             screen.bar("")
             self._say(options, f"Interrupted. Deleted {_finished(deleted, age)}")
             raise SystemExit(130) from None
@@ -104,7 +104,7 @@ def _statuses(text: str) -> list[str]:
 
 
 def _backends(alias: str | None) -> list[DatabaseBackend]:
-    """Return the backend of that alias, or all of ours; raise CommandError if there is none."""
+    """Return the backend of that alias, or all of dbtasks; raise CommandError if there is none."""
     chosen = preflight.chosen_backends(alias)
     if not chosen:
         raise CommandError("No backend in TASKS is a dbtasks DatabaseBackend.")

@@ -25,28 +25,28 @@ from ...processes.supervisor import Supervisor
 from ...runner.runner import Runner
 
 SIGNALS = """\
-Signals: on the first SIGTERM or SIGINT (Ctrl-C) the runner requeues tasks that have not started and
-waits up to --grace seconds for running ones; on the second it leaves now. SIGHUP counts as SIGTERM,
-unless under nohup. SIGQUIT (Ctrl-\\) prints where each thread is.
+Signals: after the first SIGTERM or SIGINT (Ctrl-C) the runner requeues tasks that have not started
+and waits up to --grace seconds for running ones; after the second it leaves at once. SIGHUP counts
+as SIGTERM, except under nohup. SIGQUIT (Ctrl-\\) prints where each thread is.
 
-Exit codes: 0 stopped as asked, or drained; 1 could not start; 2 invalid flag; 3 --drain, and a task
-failed; 5 the grace ran out, and running tasks were requeued; 6 too many threads hang in abandoned
-tasks, so another runner has to take over; 128 + n left by a second signal n.
+Exit codes: 0 stopped as asked, or drained; 1 could not start; 2 invalid flag; 3 drained, and a task
+failed; 5 running tasks were requeued at the end of the grace; 6 too many threads hang in abandoned
+tasks, so another runner must take over; 128 + n left at once after a second signal n.
 
-With --processes, signals reach all processes through the first one, once each. --workers,
---max-tasks and --drain count in each. A process that dies is replaced, after a pause if it dies
-again soon. The exit code is the worst of theirs: 128 + n, then 5, then 3, then 0; or 1 if one could
-never start.
+With --processes, the first process passes signals on to the others; a signal that they receive
+themselves as well counts once. --workers, --max-tasks and --drain apply to each process. A process
+that dies is replaced, after a pause if it dies again soon. The exit code is the worst of all:
+128 + n, then 5, then 3, then 0; or 1 if one could never start.
 
 With --reload the runner is a process of its own. When a file changes, it stops within --grace, and
-a new one starts. If it cannot start because of a mistake in the code, it waits for the next
-change."""
+a new one starts. If that one cannot start because of a mistake in the code, another one starts at
+the next change."""
 
 
 class Command(BaseCommand):
-    """Run a Runner, and say what it does."""
+    """Run a Runner and report what it does."""
 
-    help = "Runs the tasks of a database backend until stopped."
+    help = "Runs the tasks of a database backend until it is stopped."
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         parser = super().create_parser(prog_name, subcommand, epilog=SIGNALS, **kwargs)
@@ -60,18 +60,18 @@ class Command(BaseCommand):
             type=values.whole("number of processes", 1, 256),
             default=1,
             metavar="N",
-            help="Processes, each with so many threads, under a supervisor (default: 1).",
+            help="Processes under a supervisor, each with its own --workers (default: 1).",
         )
         parser.add_argument(
             "--reload",
             action="store_true",
-            help="Start anew, after --grace at most, whenever code or a template changes.",
+            help="Restart, within --grace, when code or a template changes.",
         )
         parser.add_argument(
             "--json",
             action="store_true",
             dest="as_json",
-            help="Print JSON objects, one a line, instead of text.",
+            help="Print JSON objects, one per line, instead of text.",
         )
 
     def handle(self, **options: Any) -> None:
@@ -89,8 +89,8 @@ class Command(BaseCommand):
         backend = preflight.one_backend(options["backend"])
         preflight.check_queues(backend, options["queues"])
         preflight.check_database(backend.database)
-        # Without --reload the tasks of other modules still run; with it somebody is at work on
-        # these.
+        # An import error is fatal only with --reload, when somebody is editing the code. Without
+        # it, the tasks of other modules still run.
         if link and options["reload"] and (failed := registry.discover()):
             raise CommandError(" ".join(failed))
         verbosity, as_json = options["verbosity"], options["as_json"]
@@ -115,7 +115,7 @@ class Command(BaseCommand):
                 code = _run(options, link, runner, report, called)
             except (ImproperlyConfigured, RunnerError) as error:
                 raise CommandError(str(error)) from error
-        # Abandoned threads may still hang in a task: nobody waits for them.
+        # Do not wait for abandoned threads, which may still hang in a task.
         if called and (runner.released or runner.abandoned_threads or code > 128):
             leave(code)
         if code:
@@ -150,7 +150,7 @@ def _run(
 def _supervise(
     options: dict[str, Any], runner: Runner, report: Report, text: str, called: bool
 ) -> int:
-    """Run processes like this runner; return their exit code."""
+    """Run the runner in processes under a supervisor; return the exit code."""
     if not called:
         raise CommandError(
             "--processes and --reload start their command line once more for each process, and "
@@ -162,7 +162,7 @@ def _supervise(
         raise CommandError(
             "--reload waits for changes for ever. Leave out --drain and --max-tasks, or --reload."
         )
-    # Processes live long, and this one does not need the database any more.
+    # The supervisor lives long, and does not need the database any more.
     disconnect()
     children = replicas(options["processes"], command_line())
     supervisor: Supervisor

@@ -9,11 +9,11 @@ from django.tasks.exceptions import TaskResultDoesNotExist
 from ...backend import DatabaseBackend
 from ...console import flags, preflight
 
-HELP = "Cancel tasks: those that wait end at once, running ones are asked to stop."
+HELP = "Cancel tasks: waiting ones end at once, running ones are asked to stop."
 
 
 def add_arguments(parser: CommandParser) -> None:
-    """Add the ids and the backend."""
+    """Add the arguments: ids and backend."""
     parser.add_argument("ids", nargs="+", metavar="ID", help="Id of a task; may be repeated.")
     flags.add_backend(parser, "Alias in TASKS whose tasks are cancelled (default: default).")
 
@@ -31,7 +31,7 @@ def handle(command: BaseCommand, options: dict[str, Any]) -> int:
 
 
 def _cancel(backend: DatabaseBackend, id: str) -> tuple[bool, str]:
-    """Cancel the task; return whether there was something to cancel, and what to say."""
+    """Cancel the task; return whether there was something to cancel, and a message."""
     done = backend.cancel(id)
     try:
         result: base.TaskResult = backend.get_result(id)

@@ -1,4 +1,4 @@
-"""``manage.py dbtasks periodic``: schedules, when they tick, and what may be done with them."""
+"""``manage.py dbtasks periodic``: list, run, pause and resume schedules."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -18,12 +18,12 @@ from ...options import values
 from ...stats import last_run
 from ...store import periodic
 
-HELP = "List schedules with their next and last run; run one now, pause or resume it."
+HELP = "List schedules with their next and last run, or run, pause or resume some of them."
 COLUMNS = ("key", "task", "schedule", "timezone", "state", "next", "last", "status")
 
 
 def add_arguments(parser: CommandParser) -> None:
-    """Add what to list, how, and what to do."""
+    """Add the flags of the list and of the operations."""
     parser.add_argument(
         "--next",
         type=values.whole("number of runs", 1, 1000),
@@ -32,23 +32,23 @@ def add_arguments(parser: CommandParser) -> None:
         help="List the next N runs of each schedule (default: 1).",
     )
     parser.add_argument(
-        "--json", action="store_true", dest="as_json", help="Print JSON objects, one a line."
+        "--json", action="store_true", dest="as_json", help="Print JSON objects, one per line."
     )
     parser.add_argument(
         "--backend",
         metavar="ALIAS",
-        help="Alias in TASKS whose schedules are meant (default: every backend of dbtasks).",
+        help="Alias in TASKS of the schedules (default: every backend of dbtasks).",
     )
     for name, text in {
-        "run": "Run its task now, whatever the schedule says.",
-        "pause": "Fire it no more, until it is resumed; deploys change nothing about that.",
-        "resume": "Fire it again, from its next tick.",
+        "run": "Run the task of this schedule now.",
+        "pause": "Stop firing this schedule until it is resumed. A deploy does not resume it.",
+        "resume": "Fire this schedule again, from its next tick on.",
     }.items():
         parser.add_argument(f"--{name}", action="append", default=[], metavar="KEY", help=text)
 
 
 class Row(NamedTuple):
-    """A schedule as it is listed."""
+    """A schedule in the list."""
 
     backend: DatabaseBackend
     schedule: PeriodicTask
@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
 
 def handle(command: BaseCommand, options: dict[str, Any]) -> int:
-    """List the schedules, or do what was asked; return 1 if something could not be done."""
+    """List the schedules, or apply operations; return 1 if one could not be applied, else 0."""
     rows = [row for backend in _backends(options["backend"]) for row in _rows(backend)]
     chosen = [(name, key) for name in _OPERATIONS for key in options[name]]
     if chosen:
@@ -73,7 +73,7 @@ def _backends(alias: str | None) -> list[DatabaseBackend]:
 
 
 def _rows(backend: DatabaseBackend) -> Iterator[Row]:
-    """Yield the backend's schedules by key: those in the table, and those no runner has seen."""
+    """Yield the backend's schedules, sorted by key, with those that no runner has seen yet."""
     registry.discover()
     entries = firing.entries_of(backend)
     known = {row.key: row for row in periodic.of(backend.database, backend.alias)}
@@ -144,7 +144,7 @@ def _next(row: PeriodicTask, count: int) -> list[str | None]:
     try:
         while len(ticks) < count:
             ticks.append(row.schedule.next(ticks[-1]))
-    except ScheduleError:  # the row was written by hand
+    except ScheduleError:  # somebody changed the row by hand
         pass
     return [_iso(tick) for tick in ticks]
 

@@ -1,6 +1,6 @@
-"""The store's SQL, as far as databases differ.
+"""The store's SQL where databases differ.
 
-Owns one module for each of them, with the same functions. Never decides which rows may change.
+Owns one module for each database, with the same functions. Never decides which rows may change.
 
 Read in this order: postgresql, mysql, sqlite.
 """

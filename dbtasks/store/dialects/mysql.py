@@ -1,7 +1,7 @@
 """The store's SQL where MySQL and MariaDB differ.
 
-Owns their two-step claim, JSON as a table of parameters, and their clock. Never decides which
-rows may change: every guard is handed in by a transition, or is the fence.
+Owns their two-step claim, JSON as a table of parameters, and their clock. Never decides which rows
+may change: a transition passes the guards, apart from the fence.
 """
 
 import json
@@ -16,14 +16,14 @@ from django.utils import timezone
 from ...models import TABLE
 from ..rows import SETTLE, SETTLED, Change, Claim, NewTask, Outcome, Pick, Place, hold_of, settling
 
-# Entries of rows that were claimed stay in the index until InnoDB purges them, which waits for the
-# oldest transaction of the server.
+# Index entries of claimed rows stay until InnoDB purges them, which waits for the server's oldest
+# transaction.
 LEAVES_DEAD_INDEX_ENTRIES = True
 
 # Lock wait timeout, deadlock, and MariaDB's "record has changed": run the whole unit again.
 TRANSIENT = {1205, 1213, 1020}
-# Begin and end of an INSERT that does nothing where a unique index has such a row. A duplicate
-# that is "updated" to what it is would count as a row.
+# Start and end of an INSERT that does nothing if a unique index has such a row. ON DUPLICATE KEY
+# UPDATE would count such a row.
 INSERT_NEW = ("INSERT IGNORE INTO", "")
 
 
@@ -40,12 +40,12 @@ def microseconds(connection: Any) -> str:
 
 
 def is_transient(error: Exception) -> bool:
-    """Tell whether the same unit of work may succeed when run again."""
+    """Return whether the same unit of work may succeed when it is run again."""
     return bool(error.args) and error.args[0] in TRANSIENT
 
 
 def insert(connection: Any, rows: Sequence[NewTask], hint: Any) -> bool:
-    """Insert the rows, in one statement; hold those with a run_after to come. No hint is sent."""
+    """Insert the rows in one statement; hold those with a future run_after. No hint is sent."""
     names = ", ".join(NewTask._fields)
     marks = ", ".join(["%s"] * len(NewTask._fields))
     hold = hold_of("%s", "0", now(connection))
@@ -59,7 +59,7 @@ def insert(connection: Any, rows: Sequence[NewTask], hint: Any) -> bool:
 
 
 def claim(connection: Any, change: Change) -> list[Any]:
-    """Make the change and return the rows, as they are then, best first."""
+    """Make the change and return the rows as they are then, highest priority first, then by id."""
     columns = ", ".join(_CLAIM).replace("NOW", now(connection))
     with transaction.atomic(connection.alias), connection.cursor() as cursor:
         rows: list[Any] = []
@@ -102,7 +102,7 @@ def _lock(change: Change, pick: Pick, columns: str) -> str:
 
 def _apply(cursor: Any, change: Change, ids: list[Any]) -> None:
     if ids:
-        # In the order of the key, so that two writers never wait for each other in a circle.
+        # In key order, so that two writers never wait for each other.
         marks = ", ".join(["%s"] * len(ids))
         cursor.execute(f"{change.verb} WHERE id IN ({marks})", [*change.params, *sorted(ids)])
 
@@ -117,7 +117,7 @@ def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
     rows = json.dumps(sorted(outcomes))
     with connection.cursor() as cursor:
         if len(outcomes) == 1:
-            # 0.5 ms instead of 0.8 with a table of one row.
+            # 0.5 ms; a table of one row takes 0.8.
             sql = SETTLE.format(table=TABLE, hold=hold_of("%s", "%s", now(connection)))
             cursor.execute(sql, settling(outcomes[0]))
         else:
@@ -142,8 +142,8 @@ def _settle_many(connection: Any, source: str) -> str:
 
 
 def _key(connection: Any) -> str:
-    # JSON_TABLE knows no uuid, and its text has a collation of its own: either would keep the
-    # join off the primary key.
+    # JSON_TABLE has no uuid, and its text has a collation of its own. Either would keep the join
+    # from using the primary key.
     if connection.features.has_native_uuid_field:
         return "CAST(v.id AS uuid)"
     return f"v.id COLLATE {_collation(connection.alias)}"

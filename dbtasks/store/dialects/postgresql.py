@@ -1,7 +1,7 @@
 """The store's SQL where PostgreSQL differs.
 
-Owns locking with SKIP LOCKED, arrays as parameters, and plans that stay on the index. Never
-decides which rows may change: every guard is handed in by a transition, or is the fence.
+Owns locking with SKIP LOCKED, arrays as parameters, and plans that stay on the index. Never decides
+which rows may change: a transition passes the guards, apart from the fence.
 """
 
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ from ..rows import SETTLE, SETTLED, Change, Claim, NewTask, Outcome, Pick, Place
 # Deadlock, serialisation failure, lock timeout: the statement did nothing and may be run again.
 TRANSIENT = {"40P01", "40001", "55P03"}
 
-# Entries of rows that were claimed stay in the index until a vacuum: a minute, or as long as the
-# oldest transaction of the server is open.
+# Index entries of claimed rows stay until a vacuum: a minute, or as long as the server's oldest
+# transaction is open.
 LEAVES_DEAD_INDEX_ENTRIES = True
 
-# The statistics of a queue are always wrong: it was empty when they were taken, or full. Going by
-# them, the planner sorts, or reads the whole table, where an index has the rows in order. What it
-# cannot do without (merging two queues) then looks so dear that it compiles the statement first:
-# measured 260 ms a claim.
+# The statistics of a queue are always wrong: it was empty or full when they were taken. With them
+# the planner sorts, or reads the whole table, where an index has the rows in order. What it cannot
+# avoid (merging two queues) then looks so expensive that it compiles the statement first: measured
+# 260 ms per claim.
 _OFF = ("enable_seqscan", "enable_bitmapscan", "enable_sort", "jit")
 PIN = "SELECT " + ", ".join(f"set_config('{name}', 'off', true)" for name in _OFF)
-# libpq's word for a connection that is in no transaction.
+# libpq's status of a connection that is in no transaction.
 IDLE = 0
-# Begin and end of an INSERT that does nothing where a unique index has such a row.
+# Start and end of an INSERT that does nothing if a unique index has such a row.
 INSERT_NEW = ("INSERT INTO", "ON CONFLICT DO NOTHING")
 
 
@@ -43,14 +43,14 @@ def microseconds(connection: Any) -> str:
 
 
 def is_transient(error: Exception) -> bool:
-    """Tell whether the same unit of work may succeed when run again."""
+    """Return whether the same unit of work may succeed when it is run again."""
     return getattr(error.__cause__, "sqlstate", None) in TRANSIENT
 
 
 def insert(connection: Any, rows: Sequence[NewTask], hint: tuple[str, str] | None) -> bool:
-    """Insert the rows, in one statement; those with a run_after to come are held.
+    """Insert the rows in one statement; hold those with a future run_after.
 
-    Return whether the hint, a channel and a word, was sent with them: after the commit.
+    Return whether the hint, a channel and a payload, was sent after the commit.
     """
     sql, params = (
         _insert_one(connection, rows[0]) if len(rows) == 1 else _insert_many(connection, rows)
@@ -66,13 +66,13 @@ def insert(connection: Any, rows: Sequence[NewTask], hint: tuple[str, str] | Non
         except Error:
             if not _is_written(connection, rows[0].id):
                 raise
-            # It was the hint that failed.
+            # Only the hint has failed.
             return False
     return True
 
 
 def _is_written(connection: Any, id: Any) -> bool:
-    """Tell whether the row of a message that failed was committed; end what it has left open."""
+    """Return whether the row of a failed message was committed; roll back what is still open."""
     with suppress(Error):
         if connection.connection.info.transaction_status != IDLE:
             connection.rollback()
@@ -84,7 +84,7 @@ def _is_written(connection: Any, id: Any) -> bool:
 
 
 def _insert_one(connection: Any, row: NewTask) -> tuple[str, list[Any]]:
-    # Planned in two thirds of the time that arrays take.
+    # Planning takes two thirds of the time that it takes with arrays.
     marks = ", ".join(["%s"] * len(row))
     hold = hold_of("%s::timestamptz", "0", now(connection))
     return (
@@ -103,7 +103,7 @@ def _insert_many(connection: Any, rows: Sequence[NewTask]) -> tuple[str, list[An
 
 
 def claim(connection: Any, change: Change) -> list[Any]:
-    """Make the change and return the rows, as they are then, in no order."""
+    """Make the change and return the rows as they are then, in no order."""
     return _pinned(connection, *_statement(change, f"RETURNING {', '.join(_CLAIM)}"))
 
 
@@ -119,15 +119,15 @@ def read(connection: Any, sql: str, params: Sequence[Any]) -> list[Any]:
 
 
 def _statement(change: Change, returning: str) -> tuple[str, list[Any]]:
-    # A row that another transaction holds is passed over. `= ANY(ARRAY(…))` keeps the change on
-    # the primary key, where a join would read the whole table, and is evaluated once, where a
-    # nested loop might run a locking scan again and lock more than the limit.
+    # Rows that another transaction has locked are skipped. `= ANY(ARRAY(…))` keeps the change on
+    # the primary key, where a join would read the whole table. It is evaluated once, where a nested
+    # loop might repeat the locking scan and lock more rows than the limit.
     locks = [_lock(change, pick, n) for n, pick in enumerate(change.picks)]
     params = [value for pick in change.picks for value in pick.params]
     if len(locks) == 1:
         sql = f"{change.verb} WHERE id = ANY(ARRAY({locks[0]})) {returning}"
         return sql, [*change.params, *params]
-    # Each pick reads its own index in order; only their heads are merged.
+    # Each pick reads its own index in order; only their first rows are merged.
     locked = ", ".join(f"q{n} AS MATERIALIZED ({lock})" for n, lock in enumerate(locks))
     chosen = " UNION ALL ".join(f"SELECT id, {change.column} FROM q{n}" for n in range(len(locks)))
     if not change.in_turn:
@@ -143,7 +143,7 @@ def _lock(change: Change, pick: Pick, number: int) -> str:
     limit = str(change.limit)
     columns = "id" if len(change.picks) == 1 else f"id, {change.column}"
     if change.in_turn:
-        # What the picks before it have left: a row that is locked and not claimed costs as much.
+        # Only what the picks before it have left: to lock a row costs as much as to claim it.
         limit += "".join(f" - (SELECT count(*) FROM q{n})" for n in range(number))
     return (
         f"SELECT {columns} FROM {TABLE} WHERE {pick.where} "
@@ -152,7 +152,7 @@ def _lock(change: Change, pick: Pick, number: int) -> str:
 
 
 def _pinned(connection: Any, sql: str, params: Sequence[Any]) -> list[Any]:
-    """Return the rows of one statement whose plan may only follow an index."""
+    """Run one statement with a plan that only follows indexes; return its rows."""
     if connection.in_atomic_block or not _takes_several(connection):
         with transaction.atomic(connection.alias), connection.cursor() as cursor:
             cursor.execute(PIN)
@@ -161,15 +161,15 @@ def _pinned(connection: Any, sql: str, params: Sequence[Any]) -> list[Any]:
             cursor.execute(PIN.replace("'off'", "'on'"))
             return list(rows)
     with connection.cursor() as cursor:
-        # One message, and so one transaction, to whose end the settings last: no round trip more.
+        # One message is one transaction, and the settings end with it. This saves a round trip.
         cursor.execute(f"{PIN}; {sql}", params)
         cursor.nextset()
         return list(cursor.fetchall())
 
 
 def _takes_several(connection: Any) -> bool:
-    """Tell whether one message may hold several statements; with psycopg 2 it may not."""
-    # psycopg 2 shows the last result only.
+    """Return whether one message may hold several statements; with psycopg 2 it may not."""
+    # psycopg 2 returns the last result only.
     is_bound_by_server = connection.features.uses_server_side_binding
     return hasattr(connection.Database, "pq") and not is_bound_by_server
 
@@ -182,10 +182,10 @@ def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
     changes = ", ".join(f"{name} = k.{name}" for name in Outcome._fields[2:])
     hold = hold_of("k.run_after", "k.lost", now(connection))
     with connection.cursor() as cursor:
-        # Each row is looked up on the primary key and locked there, guards included. With the
-        # guards in the UPDATE, statistics that know of no RUNNING row lead to a scan of the table;
-        # with `status = 'RUNNING'` by itself, to a walk through the index of running rows for
-        # each: measured 400 ms a batch among 20,000 dead entries, instead of 13.
+        # Each row is found by its primary key and locked there, with its guards. If the statistics
+        # show no RUNNING row, guards in the UPDATE lead to a scan of the table, and a plain `status
+        # = 'RUNNING'` to a scan of the index of running rows for each row: measured 400 ms a batch
+        # among 20,000 dead entries, instead of 13.
         cursor.execute(
             f"WITH v({names}) AS ({source}), k AS MATERIALIZED (SELECT v.* FROM v "
             f"CROSS JOIN LATERAL (SELECT 1 FROM {TABLE} WHERE id = v.id "
@@ -200,7 +200,7 @@ def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
 
 
 def _settle_one(connection: Any, outcome: Outcome) -> set[Any]:
-    # 0.6 ms instead of 0.8 with arrays: there is less to plan.
+    # 0.6 ms; with arrays, which take longer to plan, 0.8.
     hold = hold_of("%s::timestamptz", "%s", now(connection))
     sql = SETTLE.format(table=TABLE, hold=hold)
     with connection.cursor() as cursor:
@@ -209,9 +209,9 @@ def _settle_one(connection: Any, outcome: Outcome) -> set[Any]:
 
 
 def _source(rows: Sequence[Any], types: dict[str, str]) -> tuple[str, str, list[Any]]:
-    """Return the columns' names, a SELECT of the rows, and its parameters, an array a column.
+    """Return the column names, a SELECT of the rows, and its parameters: one array per column.
 
-    Rows that are written together mostly differ in little: what is the same in all is sent once.
+    A value that is the same in all rows is sent once, because rows of one batch differ in little.
     """
     columns = dict(zip(types, zip(*rows, strict=True), strict=True))
     same = {n: v[0] for n, v in columns.items() if n != "id" and v.count(v[0]) == len(v)}
@@ -223,7 +223,7 @@ def _source(rows: Sequence[Any], types: dict[str, str]) -> tuple[str, str, list[
 
 
 def _array(values: Sequence[Any], kind: str) -> str:
-    """Return the values as PostgreSQL writes an array; the driver takes thrice as long."""
+    """Return the values as an array in PostgreSQL's form. The driver takes three times as long."""
     show = _quoted if kind == "text" else str
     return "{" + ",".join(["NULL" if v is None else show(v) for v in values]) + "}"
 
@@ -246,7 +246,7 @@ _NEW_TYPES = {
     "enqueued_at": "timestamptz",
     "run_after": "timestamptz",
 }
-# Ids and times come as text: most are never looked at, and parsing one costs as much as all the
+# Ids and times are read as text: most are never used, and parsing one costs as much as all the
 # rest.
 _TEXTS = {
     "id": f"{TABLE}.id::text",

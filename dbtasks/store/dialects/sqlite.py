@@ -1,7 +1,7 @@
 """The store's SQL where SQLite differs.
 
-Owns its single-statement claim and its clock, which is this machine's. Never decides which rows
-may change: every guard is handed in by a transition, or is the fence.
+Owns its single-statement claim and its clock, which is this machine's. Never decides which rows may
+change: a transition passes the guards, apart from the fence.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from ...models import TABLE
 from ...schedule.zones import EPOCH, MICROSECOND
 from ..rows import SETTLE, Change, Claim, NewTask, Outcome, Place, hold_of, settling
 
-# The entry of a row that was claimed is gone from the index at once.
+# The index entry of a claimed row is removed at once.
 LEAVES_DEAD_INDEX_ENTRIES = False
-# Begin and end of an INSERT that does nothing where a unique index has such a row.
+# Start and end of an INSERT that does nothing if a unique index has such a row.
 INSERT_NEW = ("INSERT INTO", "ON CONFLICT DO NOTHING")
 
 
 def now(connection: Any) -> str:
-    """Return SQL for the clock: a literal, for SQLite's own has only milliseconds."""
+    """Return SQL for the clock: a literal, because SQLite's own clock has only milliseconds."""
     return f"'{connection.ops.adapt_datetimefield_value(timezone.now())}'"
 
 
@@ -32,12 +32,12 @@ def microseconds(connection: Any) -> str:
 
 
 def is_transient(error: Exception) -> bool:
-    """Tell whether the same unit of work may succeed when run again."""
+    """Return whether the same unit of work may succeed when it is run again."""
     return "locked" in str(error)
 
 
 def insert(connection: Any, rows: Sequence[NewTask], hint: Any) -> bool:
-    """Insert the rows; those with a run_after to come are held. No hint is sent."""
+    """Insert the rows; hold those with a future run_after. No hint is sent."""
     names = ", ".join(NewTask._fields)
     marks = ", ".join(["%s"] * len(NewTask._fields))
     hold = hold_of("%s", "0", now(connection))
@@ -50,7 +50,7 @@ def insert(connection: Any, rows: Sequence[NewTask], hint: Any) -> bool:
 
 
 def claim(connection: Any, change: Change) -> list[Any]:
-    """Make the change and return the rows, as they are then, in no order."""
+    """Make the change and return the rows as they are then, in no order."""
     with connection.cursor() as cursor:
         cursor.execute(*_statement(change, f"RETURNING {', '.join(_CLAIM)}"))
         return list(cursor.fetchall())
@@ -71,8 +71,8 @@ def read(connection: Any, sql: str, params: Sequence[Any]) -> list[Any]:
 
 
 def _statement(change: Change, returning: str) -> tuple[str, list[Any]]:
-    # One statement is one write transaction from its start: nobody comes in between, and nothing
-    # is read under a lock that has yet to be upgraded.
+    # One statement is one write transaction from its start, so no other writer comes in between,
+    # and no read lock has to be upgraded.
     heads = [
         f"SELECT * FROM (SELECT id, {change.column} FROM {TABLE} WHERE {pick.where} "
         f"ORDER BY {change.order} LIMIT {change.limit:d})"

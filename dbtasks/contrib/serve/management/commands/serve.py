@@ -30,16 +30,16 @@ from ... import address as addresses
 from ...web import WebOptions
 
 NOTES = """\
-Signals: the first SIGTERM, SIGINT (Ctrl-C) or SIGHUP stops web server and runner side by side:
-requests and tasks that are in hand may end within --grace (requests within a second, with -r). The
-second ends them at once; tasks are started again by whoever runs next.
+Signals: the first SIGTERM, SIGINT (Ctrl-C) or SIGHUP stops web server and runner at the same time.
+Requests and running tasks may finish within --grace (requests within a second, with -r). The second
+signal ends them at once; the next runner starts these tasks again.
 
 Environment: GRANIAN_HOST, GRANIAN_PORT or PORT, GRANIAN_UDS, GRANIAN_WORKERS or WEB_CONCURRENCY,
 GRANIAN_BLOCKING_THREADS, GRANIAN_LOG_ACCESS_ENABLED, GRANIAN_LOG_LEVEL, GRANIAN_BACKLOG,
 GRANIAN_BACKPRESSURE, GRANIAN_URL_PATH_PREFIX, GRANIAN_SSL_CERTIFICATE, GRANIAN_SSL_KEYFILE,
-GRANIAN_WORKERS_LIFETIME. Flags count more."""
+GRANIAN_WORKERS_LIFETIME. Flags win over them."""
 
-# What else of Granian's environment is passed on: the argument, and how its text is read.
+# Further variables of Granian: the argument that each sets, and how its text is read.
 GRANIAN: dict[str, tuple[str, Callable[[str], Any]]] = {
     "GRANIAN_BACKLOG": ("backlog", int),
     "GRANIAN_BACKPRESSURE": ("backpressure", int),
@@ -47,16 +47,16 @@ GRANIAN: dict[str, tuple[str, Callable[[str], Any]]] = {
     "GRANIAN_WORKERS_LIFETIME": ("workers_lifetime", int),
 }
 FILES = {"GRANIAN_SSL_CERTIFICATE": "ssl_cert", "GRANIAN_SSL_KEYFILE": "ssl_key"}
-# Threads of a worker, for WSGI. Of more than that Granian says, at each start, that it is much.
+# Threads of a worker, for WSGI. With more, Granian prints a warning at each start.
 THREADS = min(8, 2 * (os.cpu_count() or 1) + 1)
 LEVELS = ("critical", "error", "warning", "info", "debug", "notset")
 
 
 class Command(BaseCommand):
-    """Look after a web server and a runner, each a process of its own."""
+    """Supervise a web server and a runner, each in a process of its own."""
 
-    help = "Runs the site on Granian, with -k a task runner beside it, with -r anew at each change."
-    # Run below: while code is written, a mistake is shown and keeps nobody from mending it.
+    help = "Runs the site on Granian; with -k also a task runner; with -r reloads changed code."
+    # Run below, because with -r a failed check is printed and does not prevent the start.
     requires_system_checks: Any = []
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
@@ -69,7 +69,7 @@ class Command(BaseCommand):
             "addrport",
             nargs="?",
             default="",
-            help="PORT or HOST:PORT (default: 127.0.0.1:8000). It stands before -k and -r.",
+            help="PORT or HOST:PORT (default: 127.0.0.1:8000). Write it before -k and -r.",
         )
         _add_web(parser)
         _add_runner(parser)
@@ -87,7 +87,7 @@ class Command(BaseCommand):
         children = [Child(1, "The web server", _web_command(web), reloads=web.reload)]
         if options["tasks"]:
             children.append(Child(2, "The task runner", _runner_command(options)))
-        # The processes have their own.
+        # The processes open connections of their own.
         disconnect()
         try:
             code = self._supervisor(children, folders, options).run(_banner(web, options, folders))
@@ -135,7 +135,7 @@ def _add_web(parser: CommandParser) -> None:
         *("-t", "--threads"),
         type=values.whole("number of threads", 1, 1000),
         metavar="N",
-        help=f"Threads of each, for WSGI (default: here {THREADS}).",
+        help=f"Threads of each process, for WSGI (default: here {THREADS}).",
     )
     group.add_argument(
         "--interface",
@@ -147,20 +147,20 @@ def _add_web(parser: CommandParser) -> None:
         "--no-static",
         action="store_false",
         dest="static",
-        help="Do not serve static files, as is done with DEBUG and django.contrib.staticfiles.",
+        help="Do not serve static files (default: serve them with DEBUG and staticfiles).",
     )
     group.add_argument(
         "--access-log",
         action=BooleanOptionalAction,
         default=None,
-        help="Log each request (default: with DEBUG).",
+        help="Log each request (default: only with DEBUG).",
     )
     group.add_argument(
         *("-r", "--reload"),
         nargs="*",
         metavar="PATH",
-        help="Start web server and runner anew when code below these folders changes "
-        "(default: the project's).",
+        help="Restart web server and runner when code in these folders changes "
+        "(default: the project's folder).",
     )
 
 
@@ -173,7 +173,7 @@ def _add_runner(parser: CommandParser) -> None:
         type=_threads,
         const=threads,
         metavar="THREADS",
-        help=f"Run tasks beside the site, in so many threads (default: here {threads}).",
+        help=f"Also run tasks, in this many threads (default: here {threads}).",
     )
     flags.add_runner_options(
         group,
@@ -181,7 +181,7 @@ def _add_runner(parser: CommandParser) -> None:
         backend={"flags": ("-b", "--backend")},
         loop_delay={"flags": ("--delay",)},
         grace={
-            "help": "Seconds that requests and running tasks get at a stop or a reload "
+            "help": "Seconds that requests and running tasks may take at a stop or a reload "
             "(default: 30)."
         },
     )
@@ -191,7 +191,7 @@ def _threads(text: str) -> int:
     try:
         return values.whole("number of threads", 1, 1000)(text)
     except ArgumentTypeError as error:
-        raise ArgumentTypeError(f"{error} An address stands before -k: serve {text} -k") from None
+        raise ArgumentTypeError(f"{error} Write an address before -k: serve {text} -k") from None
 
 
 def _web_options(options: dict[str, Any]) -> WebOptions:
@@ -207,7 +207,7 @@ def _web_options(options: dict[str, Any]) -> WebOptions:
         threads = environment.get("GRANIAN_BLOCKING_THREADS") or THREADS
         level = environment.get("GRANIAN_LOG_LEVEL") or _level(options["verbosity"])
         if level not in LEVELS:
-            raise ValueError(f"GRANIAN_LOG_LEVEL={level!r} is none of {', '.join(LEVELS)}.")
+            raise ValueError(f"GRANIAN_LOG_LEVEL={level!r} must be one of {', '.join(LEVELS)}.")
         return WebOptions(
             address,
             _interface(options["interface"]),
@@ -227,7 +227,7 @@ def _web_options(options: dict[str, Any]) -> WebOptions:
 
 
 def _more(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return what else the environment says to Granian."""
+    """Return further arguments of Granian from the environment."""
     return {
         argument: read(environment[name])
         for name, (argument, read) in GRANIAN.items()
@@ -248,13 +248,13 @@ def _has_access_log(flag: bool | None, environment: Mapping[str, str]) -> bool:
 def _interface(wanted: str) -> str:
     if wanted != "auto":
         return wanted
-    # Django's own settings name a WSGI application by default: none.
+    # In Django's default settings WSGI_APPLICATION is None.
     is_asgi = getattr(settings, "ASGI_APPLICATION", None) and not settings.WSGI_APPLICATION
     return "asgi" if is_asgi else "wsgi"
 
 
 def _folders(paths: list[str] | None) -> list[Path] | None:
-    """Return the folders to watch, None if nothing is; raise CommandError if one is none."""
+    """Return the folders to watch, None without -r; raise CommandError if one does not exist."""
     if paths is None:
         return None
     if find_spec("watchfiles") is None:
@@ -266,8 +266,7 @@ def _folders(paths: list[str] | None) -> list[Path] | None:
     for path in paths:
         if not Path(path).is_dir():
             raise CommandError(
-                f"There is no folder {path!r} to watch. An address stands before -r: "
-                f"serve {path} -r"
+                f"There is no folder {path!r} to watch. Write an address before -r: serve {path} -r"
             )
     return [Path(path) for path in paths]
 
@@ -288,8 +287,8 @@ def _runner_command(options: dict[str, Any]) -> list[str]:
     if not options["init_periodic"]:
         command.append("--no-periodic")
     if options["reload"] is not None:
-        # Changes are seen here, and checks were made; there the flag only keeps the runner from
-        # failing tasks of modules that are broken for the moment.
+        # This process watches the files and has run the checks. In the runner the flag only makes
+        # import errors of task modules fatal, so that it does not fail the tasks in them.
         command += ["--reload", "--skip-checks"]
     if options["pythonpath"]:
         command += ["--pythonpath", options["pythonpath"]]
@@ -301,5 +300,5 @@ def _banner(web: WebOptions, options: dict[str, Any], folders: list[Path] | None
     if options["tasks"]:
         lines.append(f"A task runner with {plural(options['tasks'], 'thread')}")
     if folders:
-        lines.append(f"Anew at each change of code in {', '.join(map(str, folders))}")
+        lines.append(f"Reloads changed code in {', '.join(map(str, folders))}")
     return "\n".join([*lines, "Stop with Ctrl-C."])
