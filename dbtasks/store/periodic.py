@@ -27,7 +27,7 @@ from ..base.result import FINISHED
 from ..models import TABLE, PeriodicTask, ScheduledTask, instant, microseconds
 from ..schedule.periodic import ScheduleEntry
 from ..schedule.rules import Schedule
-from .rows import NewTask
+from .rows import NewTask, hold_of
 from .unit import adapted, dialect, unit_of_work
 
 SETTINGS, ADMIN = PeriodicTask.Origin.SETTINGS, PeriodicTask.Origin.ADMIN
@@ -214,10 +214,12 @@ def _write(db: str, seen: PeriodicTask, tick: Tick) -> bool:
     [row] = adapted(connection, [tick.row])
     names = ", ".join([*NewTask._fields, "schedule_key", "tick", "status", "hold"])
     marks = ", ".join(["%s"] * (len(NewTask._fields) + 2))
-    begin, end = dialect(connection).INSERT_NEW
+    sql = dialect(connection)
+    begin, end = sql.INSERT_NEW
+    hold = hold_of("NULL", "0", sql.now(connection))
     with connection.cursor() as cursor:
         cursor.execute(
-            f"{begin} {TABLE} ({names}) VALUES ({marks}, 'READY', '') {end}",
+            f"{begin} {TABLE} ({names}) VALUES ({marks}, 'READY', {hold}) {end}",
             [*row, seen.key, microseconds(tick.at)],
         )
         return bool(cursor.rowcount)
