@@ -23,6 +23,8 @@ def test_database(suffix: str = "") -> dict[str, Any]:
     name = Path(entry["NAME"])
     if entry["ENGINE"] == "django.db.backends.sqlite3":
         # `test --parallel` copies the file alone: nothing may be left in the log beside it.
+        if "TEST_SQLITE_TIMEOUT" in os.environ:
+            entry["OPTIONS"]["timeout"] = float(os.environ["TEST_SQLITE_TIMEOUT"])
         entry["OPTIONS"]["init_command"] += " PRAGMA wal_autocheckpoint=1;"
     entry["TEST"] = {"NAME": str(name.with_name(f"test_{name.stem}{suffix}{name.suffix}"))}
     return entry

@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from django.db import connection, transaction
 from django.tasks import TaskContext, task
 
 import dbtasks
+
+from .support.waiting import until
 
 # What Django's own test cases for tasks call
 
@@ -192,16 +193,7 @@ def write_line(file: str, text: str) -> None:
 def wait_for_file(folder: str, seconds: float = 30) -> None:
     """Make the file ``started``, then wait until somebody makes ``go``."""
     Path(folder, "started").touch()
-    wait(Path(folder, "go").exists, seconds)
-
-
-def wait(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Block until the condition holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError("Nobody said go.")
-        time.sleep(0.01)
+    until(Path(folder, "go").exists, "go", seconds)
 
 
 @task
@@ -213,7 +205,7 @@ def die() -> None:
 @task
 def die_among(folder: str, count: int) -> None:
     """End the process once so many of its neighbours have started."""
-    wait(lambda: len(list(Path(folder).glob("started-*"))) >= count)
+    until(lambda: len(list(Path(folder).glob("started-*"))) >= count)
     os._exit(1)
 
 
@@ -221,7 +213,7 @@ def die_among(folder: str, count: int) -> None:
 def stay(folder: str, name: str) -> str:
     """Make a file ``started-…``, then wait until somebody makes ``go``."""
     Path(folder, f"started-{name}").touch()
-    wait(Path(folder, "go").exists)
+    until(Path(folder, "go").exists, "go")
     return name
 
 

@@ -1,4 +1,4 @@
-"""Names that were given up stay away: each thing has one name, the one the field uses."""
+"""Names that were replaced stay away: each thing has one name, the one the field uses."""
 
 import ast
 import re

@@ -39,7 +39,7 @@ import dbtasks
 import dbtasks.testing
 from dbtasks import Periodic, Task
 from dbtasks.backend import DatabaseBackend
-from tests.test_walls import LEVELS
+from tests.support.levels import LEVELS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {

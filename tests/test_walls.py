@@ -11,41 +11,10 @@ from django.test import SimpleTestCase
 
 import dbtasks
 
+from .support.levels import LEVELS
+
 PACKAGE = Path(dbtasks.__file__).parent
 
-# A module imports from lower levels only. Inside a package it imports only what the docstring of
-# the package's __init__ lists before it.
-LEVELS = {
-    "exceptions": 0,
-    "db": 0,
-    "events": 0,
-    "schedule": 1,
-    "base": 2,
-    "options": 3,
-    "models": 4,
-    "migrations": 5,
-    "store": 5,
-    "stats": 6,
-    "wakeup": 6,
-    "liveness": 6,
-    "execution": 6,
-    "calls": 7,
-    "immediate": 7,
-    "operations": 7,
-    "backend": 8,
-    "firing": 9,
-    "rescue": 9,
-    "inline": 9,
-    "runner": 10,
-    "checks": 10,
-    "admin": 11,
-    "console": 11,
-    "testing": 11,
-    "apps": 11,
-    "processes": 12,
-    "management": 13,
-    "contrib": 13,
-}
 # What users import from dbtasks itself can be had before Django has loaded its apps.
 FACE = 2
 
@@ -273,6 +242,46 @@ def writes(path: Path) -> bool:
     )
 
 
+def borrowed(tests: Path) -> list[str]:
+    """Return a sentence for each import of a test module by another module."""
+    found = set()
+    for path in sorted(tests.rglob("*.py")):
+        for each in imports(path, tests):
+            *folders, module = each.target.split(".")
+            if module.startswith("test_") and tests.joinpath(*folders, f"{module}.py").exists():
+                found.add(f"{each.importer} imports {each.target}")
+    return sorted(found)
+
+
+class TestsOfTestsTests(SimpleTestCase):
+    """What tests share is in tests/support."""
+
+    def test_no_test_module_is_imported(self):
+        """A test module can be moved, renamed or deleted without a look at any other."""
+        self.assertEqual([], borrowed(Path(__file__).parent))
+
+    def test_an_import_of_a_test_module_is_found(self):
+        """However it is written, also inside of a function."""
+        tests = Path(self.enterContext(tempfile.TemporaryDirectory()), "tests")
+        tests.joinpath("store").mkdir(parents=True)
+        for name in ("test_face.py", "support.py", "store/test_rows.py"):
+            tests.joinpath(name).touch()
+        for text in (
+            "from .test_rows import x",
+            "from . import test_rows",
+            "from ..store.test_rows import x",
+            "from tests.store.test_rows import x",
+            "import tests.store.test_rows",
+            "def later():\n    from .test_rows import x",
+        ):
+            with self.subTest(text):
+                tests.joinpath("store/test_other.py").write_text(text)
+                self.assertEqual(["store.test_other imports store.test_rows"], borrowed(tests))
+        tests.joinpath("store/test_other.py").write_text("from ..support import test_x")
+
+        self.assertEqual([], borrowed(tests))
+
+
 class WallsBiteTests(SimpleTestCase):
     """Each way through a wall is seen, in a package made for it."""
 
@@ -349,3 +358,28 @@ class WallsBiteTests(SimpleTestCase):
         text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .high import x"
 
         self.assertEqual([], faults(self.package(low=text), self.LEVELS, {}))
+
+
+class SizeTests(SimpleTestCase):
+    """No room grows so large that nobody sees all of it."""
+
+    def test_functions_and_classes_are_small(self):
+        """A function has at most 40 lines, a class about 250, a file about 300."""
+        large = []
+        for path in PACKAGE.rglob("*.py"):
+            if "migrations" in path.parts:
+                continue
+            name, text = path.relative_to(PACKAGE), path.read_text()
+            if len(text.splitlines()) > 370:
+                large.append(str(name))
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    most = 40
+                elif isinstance(node, ast.ClassDef):
+                    most = 275
+                else:
+                    continue
+                if (node.end_lineno or 0) - node.lineno + 1 > most:
+                    large.append(f"{name}: {node.name}")
+
+        self.assertEqual([], large)

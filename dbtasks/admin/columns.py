@@ -180,7 +180,7 @@ class TaskColumns:
 
 
 def _starts(row: ScheduledTask) -> Iterator[tuple[int | None, str | None, Any]]:
-    """Yield number, worker and error of each start, and errors without a start; None is missing.
+    """Yield number, worker and error of each start, and errors without a start; None if missing.
 
     A row keeps its last errors only, so they are matched with the starts from the end. A running or
     successful start has no error, and the cancel of a waiting row has no start.

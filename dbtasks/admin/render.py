@@ -88,7 +88,7 @@ def ago(at: datetime) -> str:
 
 
 def moment(at: datetime, relative: bool = False) -> str:
-    """Return the moment as HTML, to the second; if `relative`, as its distance from now."""
+    """Return the time as HTML; if `relative`, as the distance from now with the time as title."""
     whole = date_format(_local(at), "Y-m-d H:i:s")
     shown = ago(at) if relative else whole
     return format_html('<time datetime="{}" title="{}">{}</time>', at.isoformat(), whole, shown)

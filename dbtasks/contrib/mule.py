@@ -32,7 +32,7 @@ _left: list[Any] = []
 
 
 def taskrunner() -> None:
-    """Run tasks until uWSGI stops or reloads its mules. UWSGI calls this function in the mule.
+    """Run tasks in the uWSGI mule that calls this function, until it is stopped or reloaded.
 
     Environment variables configure the runner, as in other servers. If it cannot start, the mule
     prints the reason on standard error and ends after ten seconds; uWSGI then starts another.
@@ -70,7 +70,7 @@ def _wait(why: str) -> None:
 def _read_environment() -> None:
     """Set the variables of the ``env`` lines in uWSGI's configuration.
 
-    Pyuwsgi sets them too late: Python has already read the environment.
+    Under pyuwsgi they are set too late: Python has already read the environment.
     """
     import uwsgi
 

@@ -152,7 +152,8 @@ class Crontab(Schedule):
 
     `spec` has five fields (minute, hour, day of month, month, day of week), or is an alias such as
     ``"@daily"``. Fields take names, ranges, steps and lists; ``L`` is the last day of the month,
-    ``5#3`` the third Friday, ``5L`` the last Friday, and ``~`` a number that depends on `key` alone.
+    ``5#3`` the third Friday, ``5L`` the last one, and ``~`` a number that depends on `key` alone.
+
     A fixed time that clocks skip in spring ticks once, at the end of the gap. A fixed time that
     comes twice in autumn ticks the first time only. An expression whose minute or hour begins with
     ``*`` is an interval: it ticks whenever the clock matches. Raise CrontabError if the expression

@@ -1,0 +1,1 @@
+"""The admin, by Django's client and in a browser."""

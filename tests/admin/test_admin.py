@@ -208,7 +208,7 @@ class SearchTests(AdminCase):
         self.assertEqual(200, response.status_code)
         return {row.pk for row in response.context["cl"].result_list}
 
-    def test_by_id(self):
+    def test_search_by_id(self):
         """The whole id finds its row, with dashes or without."""
         row, _other = make_row(), make_row()
 

@@ -11,8 +11,9 @@ from django.conf import global_settings
 from django.contrib.auth.models import User
 from django.test import override_settings, tag
 
-from ..support.processes import ProcessTestCase, wait_until
+from ..support.processes import ProcessTestCase
 from ..support.sites import free_port, is_open
+from ..support.waiting import until
 
 try:
     from playwright.sync_api import expect, sync_playwright
@@ -45,7 +46,7 @@ class BrowserTests(ProcessTestCase):
         address = self.url.removeprefix("http://")
         site = self.start("serve", address, "-k", 4, DJANGO_SETTINGS_MODULE="demo.settings")
         site.wait_for("Worker ")
-        wait_until(lambda: is_open(address), "The site")
+        until(lambda: is_open(address), "The site")
 
     @contextmanager
     def page(self, **options: Any) -> Any:

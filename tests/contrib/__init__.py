@@ -1,0 +1,1 @@
+"""Servers that run tasks beside the site: serve, ASGI, gunicorn, uWSGI."""

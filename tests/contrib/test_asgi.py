@@ -13,8 +13,9 @@ from django.test import SimpleTestCase, tag
 from dbtasks.contrib.asgi import with_runner
 from dbtasks.models import ScheduledTask
 
-from ..support.processes import Child, wait_until
+from ..support.processes import Child
 from ..support.sites import SiteTestCase, pids
+from ..support.waiting import until
 
 APPLICATION = "mysite.asgi:application"
 
@@ -41,7 +42,7 @@ class ServerTests(SiteTestCase):
 
         [result_id] = self.get("enqueue/1").values()
         done = ScheduledTask.objects.filter(id=result_id, return_value=2)
-        wait_until(done.exists, "The result")
+        until(done.exists, "The result")
         busy = self.make_busy()
         child.signal(signal.SIGTERM)
         child.wait_for("waiting up to 30.0 s for 1 running task")
@@ -51,16 +52,16 @@ class ServerTests(SiteTestCase):
         self.assertIn("Ran 2 tasks in ", child.said)
         self.wait_for_status(busy, "SUCCESSFUL")
 
-    def test_uvicorn(self):
+    def test_runs_tasks_beside_uvicorn(self):
         """Under uvicorn it runs tasks, and lets them finish when the server stops."""
         self.runs_and_stops("uvicorn")
 
-    def test_hypercorn(self):
+    def test_runs_tasks_beside_hypercorn(self):
         """Under hypercorn it runs tasks, and lets them finish when the server stops."""
         self.runs_and_stops("hypercorn")
 
     @skipUnless(find_spec("granian"), "needs granian")
-    def test_granian(self):
+    def test_runs_tasks_beside_granian(self):
         """Under Granian it runs tasks, and lets them finish when the server stops."""
         self.runs_and_stops("granian")
 
@@ -69,7 +70,7 @@ class ServerTests(SiteTestCase):
         child = self.server("uvicorn", "--workers", 2)
         first = self.runs_in(child)
         busy = self.make_busy()
-        wait_until(lambda: child.said.count("Application startup complete") == 2, "Both workers")
+        until(lambda: child.said.count("Application startup complete") == 2, "Both workers")
         self.assertEqual([first], pids(child))
 
         (self.folder / "go").touch()

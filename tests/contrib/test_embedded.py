@@ -74,7 +74,7 @@ class ConfigurationTests(SimpleTestCase):
                 configured()
             self.assertIn(f"{name} in the environment", str(caught.exception))
 
-    def test_off(self):
+    def test_the_embedded_runner_can_be_turned_off(self):
         """DBTASKS_RUNNER says whether there is one at all."""
         for value, wanted in {"": True, "1": True, "on": True, "off": False, "0": False}.items():
             with mock.patch.dict(os.environ, {"DBTASKS_RUNNER": value}):
@@ -120,7 +120,7 @@ class LockTests(SimpleTestCase):
             pass
         self.assertFalse(self.path.with_name("victim").exists())
 
-    def test_its_name(self):
+    def test_the_name_of_the_lock(self):
         """Each backend of a project has its own; DBTASKS_LOCK is another."""
         with mock.patch.dict(os.environ, {"DBTASKS_LOCK": ""}):
             names = {lock_path("default").name, lock_path("default").name, lock_path("mail").name}

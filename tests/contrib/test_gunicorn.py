@@ -10,8 +10,9 @@ from django.test import tag
 
 from dbtasks.models import ScheduledTask
 
-from ..support.processes import Child, wait_until
+from ..support.processes import Child
 from ..support.sites import SiteTestCase, pids
+from ..support.waiting import until
 
 
 @tag("site")
@@ -30,11 +31,11 @@ class GunicornTests(SiteTestCase):
 
         [result_id] = self.get("enqueue/1").values()
         done = ScheduledTask.objects.filter(id=result_id, return_value=2)
-        wait_until(done.exists, "The result")
+        until(done.exists, "The result")
         busy = self.make_busy()
         with ThreadPoolExecutor() as pool:
             request = pool.submit(self.get, "wait")
-            wait_until((self.folder / "asked").exists, "The request")
+            until((self.folder / "asked").exists, "The request")
             child.signal(signal.SIGTERM)
             # At once: not when the request has been answered.
             child.wait_for("waiting up to 30.0 s for 1 running task")
@@ -50,7 +51,7 @@ class GunicornTests(SiteTestCase):
         """Of two workers one has it; after kill -9 of that one, the other's runs its task again."""
         child = self.gunicorn()
         first = self.runs_in(child)
-        wait_until(lambda: child.said.count("Booting worker") == 2, "Both workers")
+        until(lambda: child.said.count("Booting worker") == 2, "Both workers")
         busy = self.make_busy()
         self.assertEqual([first], pids(child))
 
@@ -60,7 +61,7 @@ class GunicornTests(SiteTestCase):
         self.assertNotEqual(first, self.runs_in(child, 2))
         self.wait_for_status(busy, "SUCCESSFUL")
 
-    def test_a_reload_moves_it(self):
+    def test_a_reload_moves_the_runner(self):
         """SIGHUP, gunicorn's reload, lets a task finish; a worker with the new code goes on."""
         child = self.gunicorn()
         first = self.runs_in(child)

@@ -10,16 +10,9 @@ from django.db import connection
 from dbtasks.models import ScheduledTask
 from tests.tasks import add
 
-from ..support.processes import Child, wait_until
-from ..support.sites import SiteTestCase, sockets
-
-try:
-    import pyuwsgi
-except ImportError:
-    # It has no wheels for free-threaded Python.
-    pyuwsgi = None
-
-UWSGI = "from pyuwsgi import run; run()"
+from ..support.processes import Child
+from ..support.sites import UWSGI, SiteTestCase, pyuwsgi, sockets
+from ..support.waiting import until
 
 # Appended to an application: a connection that is opened before the fork.
 CONNECT = """
@@ -74,7 +67,7 @@ class MuleTests(SiteTestCase):
 
         [result_id] = self.get("enqueue/1").values()
         done = ScheduledTask.objects.filter(id=result_id, return_value=2)
-        wait_until(done.exists, "The result")
+        until(done.exists, "The result")
         busy = self.make_busy()
         child.signal_group(signal.SIGINT)
         child.wait_for("waiting up to 30.0 s for 1 running task")

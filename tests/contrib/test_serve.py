@@ -22,8 +22,9 @@ from dbtasks.contrib.serve import address
 from dbtasks.contrib.serve.management.commands import serve
 from dbtasks.contrib.serve.watch import CodeFilter
 
-from ..support.processes import MANAGE, MAX_WAIT, ROOT, Child, ProcessTestCase, wait_until
+from ..support.processes import MANAGE, ROOT, Child, ProcessTestCase
 from ..support.sites import free_port
+from ..support.waiting import MAX_WAIT, until
 
 SETTINGS = """
 from mysite.settings import *
@@ -193,8 +194,8 @@ class SiteTestCase(ProcessTestCase):
         )
         self.addCleanup(child.kill)
         try:
-            wait_until(lambda: self.get("text") is not None, "The site")
-        except TimeoutError as error:
+            until(lambda: self.get("text") is not None, "The site")
+        except AssertionError as error:
             raise AssertionError(f"{error} It said: {child.said}") from None
         return child
 
@@ -225,7 +226,7 @@ class SiteTestCase(ProcessTestCase):
             found = json.loads(self.get(f"result/{id}") or "{}")
             return found.get("status") == status
 
-        wait_until(is_there, f"{status} of {id}, which is {found}")
+        until(is_there, f"{status} of {id}, which is {found}")
         return found
 
     def pids(self) -> dict[str, int]:
@@ -268,7 +269,7 @@ class SiteTests(SiteTestCase):
 
         self.assertEqual(0, child.end(), child.said)
         self.assertGreaterEqual(len(family), 4)
-        wait_until(lambda: not any(map(self.is_alive, family)), "The end of all processes")
+        until(lambda: not any(map(self.is_alive, family)), "The end of all processes")
 
     def test_the_first_signal_lets_what_is_in_hand_end(self):
         """A request and a task, side by side."""
@@ -278,7 +279,7 @@ class SiteTests(SiteTestCase):
         thread = threading.Thread(target=lambda: answers.append(self.get("slow")))
         thread.start()
         for name in ("asked", "started"):
-            wait_until((self.folder / name).exists, name)
+            until((self.folder / name).exists, name)
         child.signal(signal.SIGINT)
         child.wait_for("SIGINT: waiting up to 20.0 s for 1 running task")
         for name in ("answer", "go"):
@@ -294,14 +295,14 @@ class SiteTests(SiteTestCase):
         """The task is requeued, and the next runner starts it again."""
         child = self.serve("-k")
         id = self.get("enqueue/wait")
-        wait_until((self.folder / "started").exists, "The task")
+        until((self.folder / "started").exists, "The task")
         family = self.family(child)
         for text in ("SIGTERM: waiting up to 30.0 s for 1 running task", "leave now"):
             child.signal(signal.SIGTERM)
             child.wait_for(text)
 
         self.assertEqual(128 + signal.SIGTERM, child.end(), child.said)
-        wait_until(lambda: not any(map(self.is_alive, family)), "The end of all processes")
+        until(lambda: not any(map(self.is_alive, family)), "The end of all processes")
         (self.folder / "go").touch()
         self.serve("-k")
         self.assertEqual(2, self.result(id)["attempts"])
@@ -311,14 +312,14 @@ class SiteTests(SiteTestCase):
         child = self.serve("-k")
         before = self.pids()
         os.kill(before["worker"], signal.SIGKILL)
-        wait_until(lambda: self.pids().get("worker", before["worker"]) != before["worker"], "One")
+        until(lambda: self.pids().get("worker", before["worker"]) != before["worker"], "One")
         worker = self.pids()["worker"]
         os.kill(before["server"], signal.SIGKILL)
-        wait_until(lambda: self.pids().get("server", before["server"]) != before["server"], "One")
+        until(lambda: self.pids().get("server", before["server"]) != before["server"], "One")
         self.assertFalse(self.is_alive(worker))
 
         id = self.get("enqueue/wait")
-        wait_until((self.folder / "started").exists, "The task")
+        until((self.folder / "started").exists, "The task")
         [runner] = {*self.family(child)} - {*self.family_of(self.pids()["server"])}
         os.kill(runner, signal.SIGKILL)
         (self.folder / "go").touch()
@@ -333,10 +334,10 @@ class SiteTests(SiteTestCase):
         family = self.family(child)
         child.signal(signal.SIGKILL)
 
-        wait_until(lambda: not any(map(self.is_alive, family)), "The end of all processes")
+        until(lambda: not any(map(self.is_alive, family)), "The end of all processes")
         self.assertGreaterEqual(len(family), 4)
 
-    def test_asgi(self):
+    def test_serves_an_asgi_site(self):
         """Where ASGI_APPLICATION is set and WSGI_APPLICATION is not; static files too."""
         child = self.serve(DJANGO_SETTINGS_MODULE="asgi_settings")
 
@@ -365,7 +366,7 @@ class SiteTests(SiteTestCase):
                 return None
             return self.get("text", connection)
 
-        wait_until(answer, "The site")
+        until(answer, "The site")
         self.assertEqual("view 0", answer())
         child.wait_for('"GET /text HTTP/1.1" 200')
 
@@ -386,7 +387,7 @@ class ReloadTests(SiteTestCase):
     def becomes(self, path: str, text: str) -> float:
         """Return the seconds until the site answers that."""
         began = time.monotonic()
-        wait_until(lambda: self.get(path) == text, f"{text!r} of {path}")
+        until(lambda: self.get(path) == text, f"{text!r} of {path}")
         return time.monotonic() - began
 
     def reloads(self, child: Child) -> int:
@@ -402,7 +403,7 @@ class ReloadTests(SiteTestCase):
                 self.becomes("text", f"view {number}")
             else:
                 self.write("shop/prices.py", f"PRICE = {number}\n")
-                wait_until(lambda n=number: self.has_run("price") == n, f"Price {number}")
+                until(lambda n=number: self.has_run("price") == n, f"Price {number}")
 
     def test_each_kind_of_code(self):
         """A module of models, a template, tasks, and a module that is new."""
@@ -415,9 +416,9 @@ class ReloadTests(SiteTestCase):
         self.write("shop/rebate.py", "REBATE = 5\n")
         tasks = SHOP["tasks.py"].replace("return PRICE", "return PRICE - REBATE")
         self.write("shop/tasks.py", f"from shop.rebate import REBATE\n{tasks}")
-        wait_until(lambda: self.has_run("price") == -5, "The rebate")
+        until(lambda: self.has_run("price") == -5, "The rebate")
         self.write("shop/rebate.py", "REBATE = 6\n")
-        wait_until(lambda: self.has_run("price") == -6, "The new rebate")
+        until(lambda: self.has_run("price") == -6, "The new rebate")
 
     def test_a_mistake_is_shown_and_heals(self):
         """In a view, and in a helper of a task; what was enqueued runs afterwards."""
@@ -432,19 +433,19 @@ class ReloadTests(SiteTestCase):
         child.wait_for("name 'nothing' is not defined")
         self.write("shop/prices.py", "PRICE = 3\n")
         self.becomes("text", "view 1")
-        wait_until(lambda: self.has_run("price") == 3, "The price")
+        until(lambda: self.has_run("price") == 3, "The price")
 
     def test_a_running_task_is_not_lost(self):
         """It ends within the grace, by the code with which it began."""
         child = self.serve("-k", "-r")
         id = self.get("enqueue/wait")
-        wait_until((self.folder / "started").exists, "The task")
+        until((self.folder / "started").exists, "The task")
         self.write("shop/prices.py", "PRICE = 4\n")
         child.wait_for("prices.py has changed: waiting up to 30.0 s for 1 running task")
         (self.folder / "go").touch()
 
         self.assertEqual((0, 1), (self.result(id)["value"], self.result(id)["attempts"]))
-        wait_until(lambda: self.has_run("price") == 4, "The price")
+        until(lambda: self.has_run("price") == 4, "The price")
 
     def test_what_a_site_writes_is_no_code(self):
         """Its database, logs, media, collected files, and what others install."""
@@ -459,7 +460,7 @@ class ReloadTests(SiteTestCase):
             self.assertEqual(0, self.has_run("price"))
         # Whatever was seen before this is known by now.
         self.write("shop/prices.py", "PRICE = 1\n")
-        wait_until(lambda: self.has_run("price") == 1, "The price")
+        until(lambda: self.has_run("price") == 1, "The price")
 
         self.assertEqual(1, self.reloads(child), child.stderr)
 
@@ -468,7 +469,7 @@ class ReloadTests(SiteTestCase):
 class RefusalTests(TransactionTestCase):
     """What cannot be served, in one sentence."""
 
-    def test_sentences(self):
+    def test_refusals_are_sentences(self):
         """What is wrong, and how to mend it."""
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
@@ -482,15 +483,15 @@ class RefusalTests(TransactionTestCase):
                 ),
                 (["70000"], "'70000' is not a valid port. Use a number from 1 to 65535."),
                 (["-p", "0"], "'0' is not a valid port."),
-                (["-r", "9000"], "There is no folder '9000' to watch. An address stands before"),
-                (["-k", "9000"], "An address stands before -k: serve 9000 -k"),
+                (["-r", "9000"], "There is no folder '9000' to watch. Write an address before"),
+                (["-k", "9000"], "Write an address before -k: serve 9000 -k"),
                 (["--uds", __file__], "exists and is not a socket."),
                 (["--uds", "/nowhere/web.sock"], "Cannot create a socket in /nowhere."),
             ):
                 with self.subTest(arguments), self.assertRaisesMessage(CommandError, text):
                     call_command("serve", *arguments)
 
-    def test_without_granian(self):
+    def test_says_that_granian_is_missing(self):
         """The sentence says what to install."""
         with (
             mock.patch.object(serve, "find_spec", return_value=None),

@@ -1,0 +1,1 @@
+"""One attempt: bad input and output, timeouts, cancellation, retries."""

@@ -20,10 +20,10 @@ from dbtasks.execution.attempt import Attempt
 from dbtasks.models import TABLE, ScheduledTask
 from dbtasks.testing import RunnerTestCase
 
-from ..runner.test_loop import until
 from ..support import tasks
 from ..support.backends import backend
 from ..support.rows import make_task, vendor
+from ..support.waiting import until
 
 FAILED, SUCCESSFUL = TaskResultStatus.FAILED, TaskResultStatus.SUCCESSFUL
 
@@ -235,18 +235,18 @@ class RefusedTests(TransactionTestCase):
         ):
             tasks.add.using(queue_name="q" * 101).enqueue(1, 2)
 
-    def test_a_naive_run_after(self):
+    def test_a_naive_run_after_is_refused(self):
         """A time without a zone is no time."""
         with self.assertRaisesMessage(InvalidTask, "run_after must be an aware datetime"):
             tasks.add.using(run_after=timezone.now().replace(tzinfo=None)).enqueue(1, 2)
 
-    def test_a_malformed_id(self):
+    def test_a_malformed_id_is_no_result(self):
         """No such result, whatever the id looks like."""
         for id in ("123", "", "x" * 1000, "\0", "00000000-0000-7000-8000-000000000000"):
             with self.subTest(id), self.assertRaises(TaskResultDoesNotExist):
                 tasks.add.get_result(id)
 
-    def test_wrong_options(self):
+    def test_wrong_options_are_refused(self):
         """Enqueue and runner refuse to work with options that check has found wrong."""
         with (
             override_settings(TASKS=backend(OPTIONS={"retian": "7d"})),

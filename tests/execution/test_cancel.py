@@ -10,13 +10,13 @@ from dbtasks import process_one, store
 from dbtasks.models import ScheduledTask
 from dbtasks.store import workers
 
-from ..runner.test_loop import until
 from ..support import tasks
 from ..support.backends import backend
-from ..support.processes import ProcessTestCase, freeze, wait_until
+from ..support.gates import SlowTestCase
+from ..support.processes import ProcessTestCase, freeze
 from ..support.rows import DB, row
+from ..support.waiting import until
 from ..tasks import wait_for_file
-from .test_timeouts import SlowTestCase
 
 CANCELLED = "dbtasks.exceptions.TaskCancelled"
 
@@ -74,7 +74,7 @@ class RunningTests(SlowTestCase):
         self.assertEqual(1, self.runner.abandoned_threads)
         self.assertEqual(3, self.run_to_end(tasks.add, 1, 2).return_value)
 
-    def test_coroutines(self):
+    def test_coroutines_are_cancelled(self):
         """One is cancelled; one that swallows that is abandoned."""
         for task in (tasks.anap, tasks.arefuse):
             result = self.cancel(task)
@@ -104,7 +104,7 @@ class RunningTests(SlowTestCase):
         self.assertEqual("SUCCESSFUL", row(result.id).status)
 
     def test_an_idle_runner_asks_nothing(self):
-        """Only while something runs does the runner look for what was cancelled."""
+        """Only while something runs does the runner ask what was cancelled."""
         until(lambda: self.runner._run._pool.idle)
         with mock.patch.object(store, "cancel_requests") as asked:
             for _ in range(3):
@@ -135,7 +135,7 @@ class BetweenTests(SlowTestCase):
         tasks.Gate.opened.set()
         return self.runner.wait_for(result, 10)
 
-    def test_a_retry(self):
+    def test_a_retry_becomes_a_cancellation(self):
         """The error of the attempt stays; the row does not wait for the next one."""
         result = self.ask(tasks.fail_at_gate.using(max_attempts=5, backoff=3600))
 
@@ -145,7 +145,7 @@ class BetweenTests(SlowTestCase):
         self.assertIsNotNone(row(result.id).delete_after)
         self.assertEqual((None, 1), (row(result.id).run_after, result.attempts))
 
-    def test_a_snooze(self):
+    def test_a_snooze_becomes_a_cancellation(self):
         """It leaves no error but that."""
         result = self.ask(tasks.snooze_at_gate)
 
@@ -177,7 +177,7 @@ class BetweenTests(SlowTestCase):
 
 
 class InlineTests(TransactionTestCase):
-    """process_one() and immediate, where nobody looks while the task runs."""
+    """process_one() and immediate, where nobody asks while the task runs."""
 
     def test_a_snooze_of_a_cancelled_row_ends_it(self):
         """At the end of the attempt at the latest."""
@@ -188,7 +188,7 @@ class InlineTests(TransactionTestCase):
         self.assertEqual(CANCELLED, ended.errors[-1].exception_class_path)
 
     @override_settings(TASKS=backend(OPTIONS={"immediate": True}))
-    def test_immediate_too(self):
+    def test_immediate_tasks_can_be_cancelled(self):
         """The row is not left RUNNING."""
         result = tasks.cancel_itself.enqueue()
 
@@ -202,12 +202,12 @@ class LostTests(ProcessTestCase):
         """It does not start again elsewhere."""
         result = wait_for_file.enqueue(str(self.folder))
         killed = self.start("taskrunner", "-w", 1)
-        wait_until((self.folder / "started").exists, "The task")
+        until((self.folder / "started").exists, "The task")
         freeze(killed.process.pid)
         self.assertTrue(result.cancel())
         killed.kill()
         self.start("taskrunner", "-w", 1).wait_for("Stop with Ctrl-C")
-        wait_until(lambda: result.refresh() or result.is_finished, "The result")
+        until(lambda: result.refresh() or result.is_finished, "The result")
 
         self.assertEqual(("FAILED", 1), (result.status, result.attempts))
         self.assertEqual([CANCELLED], [error.exception_class_path for error in result.errors])
@@ -217,7 +217,7 @@ class LostTests(ProcessTestCase):
         """By the row alone, within seconds."""
         result = wait_for_file.enqueue(str(self.folder))
         self.start("taskrunner", "-w", 1)
-        wait_until((self.folder / "started").exists, "The task")
+        until((self.folder / "started").exists, "The task")
         self.assertTrue(result.cancel())
         result.wait(15)
 

@@ -12,11 +12,11 @@ from dbtasks.rescue import rescue
 from dbtasks.store import workers
 from dbtasks.testing import RunnerTestCase
 
-from ..runner.test_loop import until
-from ..store.test_workers import claim, register
 from ..support import tasks
 from ..support.backends import backend
 from ..support.rows import DB, row
+from ..support.waiting import until
+from ..support.workers import claim, register
 
 
 class RetryTests(RunnerTestCase):
@@ -74,7 +74,7 @@ class RetryTests(RunnerTestCase):
         self.assertEqual(1, self.run_to_end(tasks.throw.using(max_attempts=3), "exit").attempts)
 
     def test_a_function_decides_about_the_delay(self):
-        """It sees exception and result, may give up, and its own failure is no retry."""
+        """It sees exception and result, may end the retries, and its own failure is no retry."""
         self.assertEqual(3, self.run_to_end(tasks.told, "again").attempts)
         self.assertEqual(1, self.run_to_end(tasks.told, "stop").attempts)
         self.assertEqual(1, self.run_to_end(tasks.told, "broken").attempts)

@@ -25,46 +25,15 @@ from dbtasks.models import ScheduledTask
 from dbtasks.runner.deadlines import Deadlines
 from dbtasks.testing import RunnerTestCase
 
-from ..runner.test_loop import GateMixin, until
 from ..support import tasks
 from ..support.backends import backend
-from ..support.processes import ProcessTestCase, wait_until
+from ..support.gates import SlowTestCase
+from ..support.processes import ProcessTestCase
 from ..support.rows import make_claim, row, vendor
+from ..support.waiting import until
 from ..tasks import add, wait_for_file
 
 TIMEOUT = "dbtasks.exceptions.TaskTimeout"
-
-
-class SlowTestCase(GateMixin, RunnerTestCase):
-    """A runner with one thread, and tasks that hang until the test ends."""
-
-    workers = 1
-
-    def setUp(self) -> None:
-        tasks.remembered.clear()
-        tasks.Gate.pipe = os.pipe()
-        self.addCleanup(os.close, tasks.Gate.pipe[0])
-        self.is_shut = True
-        self.addCleanup(self.let_go)
-        for name in ("dbtasks.runner", "django.tasks"):
-            logger = logging.getLogger(name)
-            self.addCleanup(logger.setLevel, logger.level)
-            logger.setLevel(logging.CRITICAL)
-        super().setUp()
-
-    def let_go(self) -> None:
-        """Let tasks that hang come back; return once none is left."""
-        tasks.Gate.opened.set()
-        if self.is_shut:
-            os.close(tasks.Gate.pipe[1])
-        self.is_shut = False
-        until(lambda: self.runner.abandoned_threads == 0)
-
-    def run_to_end(self, task: Any, *args: Any) -> Any:
-        return self.runner.wait_for(task.enqueue(*args), 10)
-
-    def errors(self, result: Any) -> list[str]:
-        return [error.exception_class_path for error in result.errors]
 
 
 class StartTests(TransactionTestCase):
@@ -122,7 +91,8 @@ class ThreadTests(SlowTestCase):
         for n in range(3):
             result = self.run_to_end(tasks.add.using(timeout=0.3), n, 1)
             self.assertEqual(n + 1, result.return_value)
-        time.sleep(0.4)
+        # A coroutine leaves the thread idle until the last of those timeouts would be over.
+        self.assertEqual(0.4, self.run_to_end(tasks.nap, 0.4).return_value)
 
         self.assertEqual(3, self.run_to_end(tasks.add, 1, 2).return_value)
 
@@ -391,7 +361,7 @@ class InlineTests(TransactionTestCase):
         self.assertEqual(0.05, process_one().return_value)
 
     @override_settings(TASKS=backend(OPTIONS={"immediate": True, "timeout": 0.1}))
-    def test_immediate_too(self):
+    def test_immediate_tasks_have_timeouts(self):
         """By the settings' default here."""
         self.assertEqual("stopped", tasks.heed.enqueue().return_value)
 
@@ -432,7 +402,7 @@ class ExhaustedTests(ProcessTestCase):
         """It says why, claims no more, and finishes what else runs."""
         other = wait_for_file.enqueue(str(self.folder))
         child = self.start("taskrunner", "-w", 2)
-        wait_until((self.folder / "started").exists, "The other task")
+        until((self.folder / "started").exists, "The other task")
         hanging = [tasks.sleep.using(timeout=0.1).enqueue(60) for _ in range(4)]
         child.wait_for("hang in abandoned tasks; the runner stops")
         left = add.enqueue(1, 2)

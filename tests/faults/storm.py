@@ -18,6 +18,7 @@ from dbtasks.models import ScheduledTask, Worker
 
 from ..support.processes import Child, ProcessTestCase, database_url
 from ..support.rows import vendor
+from ..support.waiting import until
 from .ledger import VARIABLE, Entry, Ledger
 from .tasks import work
 
@@ -78,12 +79,16 @@ class StormTestCase(ProcessTestCase):
 
     def wait_for_end(self, seconds: float = size(120, 600)) -> None:
         """Block until every task has ended."""
-        end = time.monotonic() + seconds
-        while ScheduledTask.objects.filter(status__in=("READY", "RUNNING")).exists():
-            if time.monotonic() > end:
-                rows = ScheduledTask.objects.exclude(status="SUCCESSFUL").values()[:3]
-                raise AssertionError(f"No end after {seconds} s: {list(rows)}; {self.said()}")
-            time.sleep(0.05)
+        left = ScheduledTask.objects.filter(status__in=("READY", "RUNNING"))
+        try:
+            until(lambda: not left.exists(), "The end of all tasks", seconds)
+        except AssertionError as error:
+            rows = ScheduledTask.objects.exclude(status="SUCCESSFUL").values()[:3]
+            raise AssertionError(f"{error} {list(rows)}; {self.said()}") from None
+
+    def pause(self, least: float, most: float | None = None) -> None:
+        """Let time pass: nothing is waited for; so long a fault lasts, or the next one is off."""
+        time.sleep(self.chance.uniform(least, least if most is None else most))
 
     def kill(self, pid: int) -> None:
         """Kill a runner's process, wherever it is, and count what it had in hand."""

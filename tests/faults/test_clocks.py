@@ -1,12 +1,12 @@
 """Wall clocks that step, by Debian's faketime, while the monotonic one goes on."""
 
 import os
-import time
 from pathlib import Path
 from unittest import skipUnless
 
-from dbtasks.models import ScheduledTask
+from dbtasks.models import ScheduledTask, Worker
 
+from ..support.waiting import until
 from .storm import StormTestCase, size
 
 LIBRARY = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
@@ -20,6 +20,12 @@ RETAIN = "1000d"
 @skipUnless(LIBRARY or "CI" in os.environ, "needs libfaketime from 'apt-get install faketime'")
 class ClockTests(StormTestCase):
     """A runner whose clock steps by hours, and one that watches it."""
+
+    def wait_for_beats(self) -> None:
+        """Block until each runner has beaten twice more, and so has seen the other's beat."""
+        for name, beat in Worker.objects.values_list("worker_id", "beat"):
+            beats = Worker.objects.filter(worker_id=name, beat__gt=beat + 1)
+            until(beats.exists, f"The next beats of {name}")
 
     def test_no_step_is_taken_for_silence(self) -> None:
         """No clock of a runner's machine takes part in what is decided."""
@@ -41,7 +47,7 @@ class ClockTests(StormTestCase):
         self.load(size(200, 2000), 0.1)
         for step in ("+3h", "-5h", "+30d", "-1d", "+0") * size(1, 4):
             clock.write_text(step)
-            time.sleep(self.chance.uniform(0.5, 1.5))
+            self.wait_for_beats()
         self.wait_for_end()
 
         self.verdict("steps of a runner's clock by hours and days", doubles=0)

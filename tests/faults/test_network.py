@@ -1,10 +1,9 @@
 """A network between runner and database that cuts, delays, swallows, and loses replies."""
 
-import time
-
-from ..support.processes import database_url, wait_until
+from ..support.processes import database_url
 from ..support.proxy import Proxy
 from ..support.rows import vendor
+from ..support.waiting import until
 from .storm import StormTestCase, size
 
 
@@ -29,7 +28,7 @@ class NetworkTests(StormTestCase):
                 fault()
                 before = self.finished()
                 self.load(50, 0.03)
-                wait_until(lambda n=before: self.finished() > n + 10, "Some work")
+                until(lambda n=before: self.finished() > n + 10, "Some work")
         self.wait_for_end()
 
         # Of those that were swallowed for longer than the timeout, what the runner had in hand.
@@ -41,12 +40,12 @@ class NetworkTests(StormTestCase):
 
     def delay(self) -> None:
         self.proxy.delay = 0.2
-        time.sleep(2)
+        self.pause(2)
         self.proxy.delay = 0.0
 
     def swallow(self) -> None:
         self.proxy.is_hole.set()
-        time.sleep(self.chance.choice([1, 5]))
+        self.pause(self.chance.choice([1, 5]))
         self.proxy.is_hole.clear()
         self.proxy.cut()
 

@@ -5,8 +5,10 @@ from typing import Any
 
 from django.db import connection
 
-from ..support.processes import Child, wait_until
+from ..support.processes import Child
 from ..support.rows import vendor
+from ..support.servers import MariaDB, Postgres
+from ..support.waiting import until
 from .ledger import VARIABLE
 from .storm import SEED, StormTestCase, size
 
@@ -20,9 +22,6 @@ class CrashTests(StormTestCase):
         super().setUp()
         if vendor() == "sqlite":
             self.skipTest("SQLite has no server")
-        from ..support.servers import Postgres
-        from .servers import MariaDB
-
         self.server: Any = Postgres() if vendor() == "postgresql" else MariaDB()
         self.addCleanup(self.server.close)
 
@@ -46,13 +45,13 @@ class CrashTests(StormTestCase):
         slowest = 0.0
         for n in range(crashes):
             goal = (n + 1) * total // (crashes + 1) // 2
-            wait_until(lambda goal=goal: self.count("SUCCESSFUL") > goal, "Outcomes")
+            until(lambda goal=goal: self.count("SUCCESSFUL") > goal, "Outcomes")
             self.server.restart()
             began, before = time.monotonic(), self.count("SUCCESSFUL")
             # More than what was in hand: claims and outcomes flow.
-            wait_until(lambda n=before: self.count("SUCCESSFUL") > n + 40, "New outcomes")
+            until(lambda n=before: self.count("SUCCESSFUL") > n + 40, "New outcomes")
             slowest = max(slowest, time.monotonic() - began)
-        wait_until(lambda: self.count("SUCCESSFUL") == total, "The last outcome")
+        until(lambda: self.count("SUCCESSFUL") == total, "The last outcome")
         starts = self.server.fetch(f"SELECT DISTINCT attempt, lost FROM {ROWS}")
         ledger = self.ledger.entries()
         notes = sum(len(entries) for entries in ledger.values())
@@ -79,7 +78,7 @@ class SessionTests(StormTestCase):
         ended = 0
         for _ in range(size(10, 100)):
             ended += self.end_a_session()
-            time.sleep(self.chance.uniform(0, 0.1))
+            self.pause(0, 0.1)
         self.wait_for_end()
 
         self.verdict(f"{ended} sessions ended", doubles=0)

@@ -1,11 +1,11 @@
 """Processes that stand still, and processes that are asked to end."""
 
 import signal
-import time
 
 from dbtasks.models import ScheduledTask, Worker
 
-from ..support.processes import Child, freeze, wait_until
+from ..support.processes import Child, freeze
+from ..support.waiting import until
 from .storm import StormTestCase, size
 
 
@@ -32,12 +32,12 @@ class FrozenTests(StormTestCase):
         mine = ScheduledTask.objects.filter(status="RUNNING", worker_id__in=names)
         if not self.is_busy():
             self.load(50, 0.1)
-        wait_until(mine.exists, "A running task")
-        time.sleep(self.chance.uniform(0, 0.1))
+        until(mine.exists, "A running task")
+        self.pause(0, 0.1)
         freeze(runner.process.pid)
         held = list(mine.values_list("pk", "fence"))
         self.in_flight += len(held)
-        wait_until(
+        until(
             lambda: (
                 not any(
                     ScheduledTask.objects.filter(pk=pk, fence=fence, status="RUNNING").exists()
@@ -48,7 +48,7 @@ class FrozenTests(StormTestCase):
         )
         said = runner.said.count("registers again")
         runner.signal(signal.SIGCONT)
-        wait_until(lambda: runner.said.count("registers again") > said, "The new name")
+        until(lambda: runner.said.count("registers again") > said, "The new name")
 
     def is_busy(self) -> bool:
         return ScheduledTask.objects.filter(status="READY").count() > 20
@@ -63,7 +63,7 @@ class DeployTests(StormTestCase):
         runners = [self.ready_runner("-w", 4, "--grace", 20) for _ in range(2)]
         ended: list[Child] = []
         for _ in range(size(3, 15)):
-            time.sleep(self.chance.uniform(0, 0.3))
+            self.pause(0, 0.3)
             old = runners.pop(0)
             old.signal(signal.SIGTERM)
             ended.append(old)

@@ -1,0 +1,1 @@
+"""Heartbeats, and how a worker is found to be lost."""

@@ -24,12 +24,13 @@ from dbtasks.store.unit import DIALECTS
 from dbtasks.testing import RunnerTestCase
 from dbtasks.wakeup.watchers import Listener
 
-from ..runner.test_loop import GateMixin, until
-from ..store.test_workers import register
 from ..support import tasks
-from ..support.processes import Child, ProcessTestCase, database_url, freeze, wait_until
+from ..support.gates import GateMixin
+from ..support.processes import Child, ProcessTestCase, database_url, freeze
 from ..support.proxy import Proxy
 from ..support.rows import DB, make_claim, make_task, release, row, vendor
+from ..support.waiting import until
+from ..support.workers import register
 from ..tasks import add, die, die_among, stay, wait_for_file
 
 
@@ -48,21 +49,21 @@ class KilledTests(ProcessTestCase):
         """kill -9 loses nothing; on the same machine the next runner sees it at once."""
         result = wait_for_file.enqueue(str(self.folder))
         killed = self.runner()
-        wait_until((self.folder / "started").exists, "The task")
+        until((self.folder / "started").exists, "The task")
         killed.kill()
         (self.folder / "go").touch()
         self.runner()
-        wait_until(lambda: result.refresh() or result.is_finished, "The result")
+        until(lambda: result.refresh() or result.is_finished, "The result")
 
         self.assertEqual("SUCCESSFUL", result.status)
         self.assertEqual(2, result.attempts)
         self.assertEqual("dbtasks.exceptions.WorkerLost", result.errors[0].exception_class_path)
 
     def test_a_drain_includes_what_a_killed_runner_held(self):
-        """It looks for lost runners before it finds the queue empty."""
+        """It checks for lost runners before it finds the queue empty."""
         result = wait_for_file.enqueue(str(self.folder))
         killed = self.runner()
-        wait_until((self.folder / "started").exists, "The task")
+        until((self.folder / "started").exists, "The task")
         killed.kill()
         (self.folder / "go").touch()
         child = self.start("taskrunner", "--drain", "-w", 1)
@@ -72,12 +73,12 @@ class KilledTests(ProcessTestCase):
         self.assertEqual("SUCCESSFUL", result.status)
 
     def test_a_killed_runner_is_missed_at_once_on_its_machine(self):
-        """Seconds, not the time after which silence tells: its neighbour looks at its process."""
+        """Seconds, not the time after which silence tells: its neighbour checks its process."""
         result = wait_for_file.enqueue(str(self.folder))
         killed = self.runner(timeout=600)
-        wait_until((self.folder / "started").exists, "The task")
+        until((self.folder / "started").exists, "The task")
         neighbour = self.runner(timeout=600)
-        wait_until(lambda: Worker.objects.filter(beat__gt=0).count() == 2, "Its first look")
+        until(lambda: Worker.objects.filter(beat__gt=0).count() == 2, "Its first beat")
         # It waits 120 s or longer before the next one.
         add.enqueue(1, 2).wait(30)
         killed.kill()
@@ -93,13 +94,13 @@ class KilledTests(ProcessTestCase):
         """Its tasks go to another; when it wakes, its outcome is dropped and it registers again."""
         result = wait_for_file.enqueue(str(self.folder))
         frozen = self.runner(timeout=2)
-        wait_until((self.folder / "started").exists, "The task")
+        until((self.folder / "started").exists, "The task")
         freeze(frozen.process.pid)
         self.addCleanup(frozen.signal, signal.SIGCONT)
         other = self.runner(timeout=2)
-        wait_until(lambda: result.refresh() or result.attempts == 2, "The second start")
+        until(lambda: result.refresh() or result.attempts == 2, "The second start")
         (self.folder / "go").touch()
-        wait_until(lambda: result.refresh() or result.is_finished, "The result")
+        until(lambda: result.refresh() or result.is_finished, "The result")
         frozen.signal(signal.SIGCONT)
         frozen.wait_for("registers again")
         frozen.wait_for("was dropped")
@@ -163,14 +164,14 @@ class InlineTests(ProcessTestCase):
     def run_killed(self, code: str) -> ScheduledTask:
         """Kill a process in the middle of the task that the code runs; return the row."""
         killed = self.start("shell", "-v", 0, "-c", code)
-        wait_until((self.folder / "started").exists, "The task")
+        until((self.folder / "started").exists, "The task")
         self.assertEqual(1, Worker.objects.count())
         killed.kill()
         (self.folder / "go").touch()
         self.assertTrue(ScheduledTask.objects.running().exists())
         self.start("taskrunner", "-w", 1)
         task = ScheduledTask.objects.get()
-        wait_until(lambda: task.refresh_from_db() or task.is_finished, "The result")
+        until(lambda: task.refresh_from_db() or task.is_finished, "The result")
         return task
 
     def test_a_killed_process_one_is_missed(self):
@@ -194,7 +195,7 @@ class InlineTests(ProcessTestCase):
         """A long task is not taken for a lost one; nobody is left behind."""
         with alive(DB, "me", "default", timeout=0.1) as is_known:
             self.assertTrue(is_known)
-            wait_until(lambda: Worker.objects.get().beat > 2, "The third beat")
+            until(lambda: Worker.objects.get().beat > 2, "The third beat")
 
         self.assertFalse(Worker.objects.exists())
 
@@ -305,7 +306,7 @@ class HeartbeatTests(TransactionTestCase):
         self.held: Any = set()
 
     def watch(self, seconds: float) -> str:
-        """Let that much time pass, look, and return the state of the other worker."""
+        """Let that much time pass, check, and return the state of the other worker."""
         self.now += seconds
         self.heartbeat._watch()
         return Worker.objects.get(pk="other").state
@@ -423,13 +424,13 @@ class HeartbeatTests(TransactionTestCase):
         self.assertEqual(["live"] * 4, [self.watch(5) for _ in range(4)])
 
     def reconcile(self, times: int) -> str:
-        """Let it look so often at what is in its name; return the status of the only row."""
+        """Let it check so often what is in its name; return the status of the only row."""
         for _ in range(times * heartbeat.RECONCILE_BEATS):
             self.heartbeat._reconcile()
         return ScheduledTask.objects.get().status
 
     def test_a_claim_that_never_arrived_is_requeued(self):
-        """After two looks, as if it had not been: no start is counted, nobody is blamed."""
+        """After two checks, as if it had not been: no start is counted, nobody is blamed."""
         make_claim("me")
         self.assertEqual("RUNNING", self.reconcile(1))
         self.assertEqual("READY", self.reconcile(1))
@@ -449,7 +450,7 @@ class HeartbeatTests(TransactionTestCase):
 
         self.assertEqual("RUNNING", self.reconcile(4))
 
-    def test_two_looks_see_the_same_claim(self):
+    def test_two_checks_must_see_the_same_claim(self):
         """A row that was claimed again in between is another claim."""
         claim = make_claim("me")
         self.reconcile(1)
@@ -469,7 +470,7 @@ class HeartbeatTests(TransactionTestCase):
         self.assertFalse(self.heartbeat.is_trusted)
 
     def test_a_worker_that_beats_again_says_so(self):
-        """The runner looks for work at once, not at its next poll."""
+        """The runner polls at once, not at its next poll."""
         self.heartbeat._beat()
         self.heartbeat._poll_now.assert_not_called()
         self.now += 16

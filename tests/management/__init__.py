@@ -1,0 +1,1 @@
+"""The commands, called in this process and run in processes of their own."""

@@ -49,7 +49,7 @@ class CancelTests(TestCase):
         self.assertIn("was cancelled.", out)
         self.assertEqual("FAILED", row(waiting).status)
 
-    def test_quiet(self):
+    def test_cancel_can_be_quiet(self):
         """-v 0 tells what went wrong only."""
         self.assertEqual((0, "", ""), dbtasks("-v", 0, "cancel", make_task()))
 
@@ -63,7 +63,7 @@ class CancelTests(TestCase):
             dbtasks("cancel", id, "--backend", "nobody")
 
     @override_settings(TASKS={**backend(), "two": backend()["default"]})
-    def test_another_backend(self):
+    def test_cancel_on_another_backend(self):
         """--backend says whose."""
         id = make_task(backend="two")
 

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 from datetime import timedelta
 from io import StringIO
 from itertools import pairwise
@@ -18,10 +17,11 @@ from dbtasks.models import PeriodicTask, ScheduledTask
 from dbtasks.runner.scheduler import Scheduler
 from dbtasks.store import periodic as store
 
-from ..runner.test_periodic import REMEMBER, TELL, fired, overdue, schedules
 from ..support.backends import backend
-from ..support.processes import Child, ProcessTestCase, freeze, wait_until
+from ..support.processes import Child, ProcessTestCase, freeze
 from ..support.rows import DB
+from ..support.schedules import REMEMBER, TELL, fired, overdue, schedules
+from ..support.waiting import until
 
 SECOND = timedelta(seconds=1)
 
@@ -36,7 +36,7 @@ class ProcessesTests(ProcessTestCase):
 
     def wait_for_ticks(self, count: int, **values: Any) -> None:
         end = len(fired(**values)) + count
-        wait_until(lambda: len(fired(**values)) >= end, f"{count} ticks")
+        until(lambda: len(fired(**values)) >= end, f"{count} ticks")
 
     def test_ten_runners_make_one_row_a_tick(self):
         """While some are killed and others start: no tick is lost, none comes twice."""
@@ -89,8 +89,7 @@ class ProcessesTests(ProcessTestCase):
         freeze(child.process.pid)
         self.addCleanup(child.signal, signal.SIGCONT)
         before = fired()[-1]
-        # What is waited for is time itself.
-        time.sleep(4)
+        until(lambda: store.now(DB) >= before + 4 * SECOND, "Four more ticks")
         child.signal(signal.SIGCONT)
         self.wait_for_ticks(2)
         gaps = [b - a for a, b in pairwise([tick for tick in fired() if tick >= before])]

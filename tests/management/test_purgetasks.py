@@ -49,7 +49,7 @@ class PurgeTests(TransactionTestCase):
         left = sorted(ScheduledTask.objects.values_list("status", flat=True))
         self.assertEqual(["READY", "RUNNING", "SUCCESSFUL"], left)
 
-    def test_statuses(self):
+    def test_purges_by_status(self):
         """--status takes one or both, repeated or joined by commas."""
         for flags, count in (
             (["--status", "failed"], 1),
@@ -65,7 +65,7 @@ class PurgeTests(TransactionTestCase):
 
                 self.assertEqual(2 - count, ScheduledTask.objects.count())
 
-    def test_dry_run(self):
+    def test_a_dry_run_deletes_nothing(self):
         """--dry-run counts and deletes nothing."""
         make_finished(timedelta(hours=2))
 
@@ -74,7 +74,7 @@ class PurgeTests(TransactionTestCase):
         self.assertEqual("Would delete 1 task that ended more than 1h ago.\n", said)
         self.assertEqual(1, ScheduledTask.objects.count())
 
-    def test_batches(self):
+    def test_purges_in_batches(self):
         """Whatever the batch size, all of them go."""
         for size in (1, 3, 10_000):
             with self.subTest(size):
@@ -85,7 +85,7 @@ class PurgeTests(TransactionTestCase):
                     "Deleted 7 tasks", purgetasks("--older-than=1h", "--batch-size", size)
                 )
 
-    def test_backends(self):
+    def test_purges_one_backend_or_all(self):
         """All backends of ours are purged, or the one that is named; foreign rows stay."""
         two = {**backend(), "second": backend()["default"], "third": backend()["default"]}
         with override_settings(TASKS=two):
@@ -98,7 +98,7 @@ class PurgeTests(TransactionTestCase):
 
         self.assertEqual("gone", ScheduledTask.objects.get().backend)
 
-    def test_interrupted(self):
+    def test_an_interrupted_purge_says_so(self):
         """Ctrl-C between two batches says how many went, and ends without a traceback."""
 
         def batches(*args: Any, **kwargs: Any) -> Iterator[int]:
@@ -117,14 +117,14 @@ class PurgeTests(TransactionTestCase):
             "Interrupted. Deleted 500 tasks that ended more than 1h ago.\n", out.getvalue()
         )
 
-    def test_silence(self):
+    def test_purges_silently(self):
         """-v 0 deletes without a word."""
         make_finished(timedelta(hours=2))
 
         self.assertEqual("", purgetasks("--older-than=1h", "-v", 0))
         self.assertFalse(ScheduledTask.objects.exists())
 
-    def test_refusals(self):
+    def test_wrong_purges_are_refused(self):
         """A wrong value is named, with what is allowed, and nothing is deleted."""
         make_finished(timedelta(days=2000))
         for flags, allowed in (

@@ -3,7 +3,6 @@
 import json
 import signal
 import tempfile
-from collections import Counter
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,10 @@ from dbtasks.console import preflight, terminal
 from dbtasks.models import ScheduledTask
 
 from ..support.backends import backend
-from ..support.processes import Child, ProcessTestCase, wait_until
+from ..support.processes import Child, ProcessTestCase
+from ..support.rows import statuses
+from ..support.waiting import until
 from ..tasks import add, fail, wait_for_file, write_line
-
-
-def statuses() -> dict[str, int]:
-    """Return how many rows have each status."""
-    return dict(Counter(ScheduledTask.objects.values_list("status", flat=True)))
 
 
 class Terminal(StringIO):
@@ -83,7 +79,7 @@ class SignalTests(ProcessTestCase):
     """What SIGTERM and SIGINT do."""
 
     def start_idle(self) -> Child:
-        """Return a runner that would look for work once a minute."""
+        """Return a runner that polls once a minute."""
         child = self.start("taskrunner", "--delay", 60)
         child.wait_for("Stop with Ctrl-C")
         return child
@@ -92,13 +88,13 @@ class SignalTests(ProcessTestCase):
         """Return a runner with one task running, and three more rows due."""
         wait_for_file.enqueue(str(self.folder))
         child = self.start("taskrunner", "-w", 1, *arguments)
-        wait_until((self.folder / "started").exists, "The task")
+        until((self.folder / "started").exists, "The task")
         child.wait_for("Stop with Ctrl-C")
         add.enqueue_many([((n, 1), {}) for n in range(3)])
         return child
 
     def test_an_idle_runner_ends_at_once(self):
-        """SIGTERM and SIGINT end an idle runner without waiting for its next look."""
+        """SIGTERM and SIGINT end an idle runner without waiting for its next poll."""
         numbers = [signal.SIGTERM, signal.SIGINT]
         # Under nohup, which children inherit, a runner does not end with its terminal.
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -142,7 +138,7 @@ class SignalTests(ProcessTestCase):
         child.signal(signal.SIGQUIT)
         child.wait_for("in wait_for_file")
         (self.folder / "go").touch()
-        wait_until(lambda: statuses() == {"SUCCESSFUL": 4}, "The end of all tasks")
+        until(lambda: statuses() == {"SUCCESSFUL": 4}, "The end of all tasks")
         child.signal(signal.SIGTERM)
 
         self.assertEqual(0, child.end(), child.stderr)
@@ -175,7 +171,7 @@ class LimitTests(TransactionTestCase):
         done = ScheduledTask.objects.successful().values_list("queue_name", flat=True)
         self.assertEqual(["mail"], list(done))
 
-    def test_max_tasks(self):
+    def test_max_tasks_ends_the_runner(self):
         """--max-tasks ends the runner after so many tasks; the other rows stay due."""
         add.enqueue_many([((n, 1), {}) for n in range(5)])
 
@@ -211,7 +207,7 @@ class OutputTests(TransactionTestCase):
         self.assertIn(f"in {connection.display_name} ", err)
         self.assertRegex(out, r"^Ran 1 task in .* 1 successful, 0 failed\.\n$")
 
-    def test_silence(self):
+    def test_verbosity_0_says_nothing(self):
         """-v 0 prints nothing, whatever happens."""
         fail.enqueue()
 
@@ -239,7 +235,7 @@ class OutputTests(TransactionTestCase):
         self.assertGreaterEqual(err.count("FAIL"), 1)
         self.assertIn("400 successful, 200 failed.", out)
 
-    def test_json(self):
+    def test_json_lines(self):
         """--json prints one JSON object a line, with the whole id and times in seconds."""
         results = [add.enqueue(1, 2), fail.enqueue("a\nb")]
 
@@ -286,7 +282,7 @@ class RefusalTests(ProcessTestCase):
             taskrunner(*arguments)
         return str(caught.exception)
 
-    def test_flags(self):
+    def test_wrong_flags_are_refused(self):
         """A wrong value is named, with what is allowed."""
         for flag, wrong, allowed in (
             ("-w", "0", "a whole number from 1 to 1,000"),
@@ -314,7 +310,7 @@ class RefusalTests(ProcessTestCase):
         self.assertEqual(2, child.end())
         self.assertIn("usage: manage.py taskrunner", child.stderr)
 
-    def test_backends(self):
+    def test_unusable_backends_are_refused(self):
         """A backend that no runner can serve is refused, saying why."""
         others = {
             **backend(),
@@ -358,7 +354,7 @@ class RefusalTests(ProcessTestCase):
 class SharedTests(SimpleTestCase):
     """The parts that commands share."""
 
-    def test_span(self):
+    def test_seconds_for_people(self):
         """Times are short to read, from fractions of a millisecond to days."""
         for value, text in (
             (None, "–"),
@@ -370,7 +366,7 @@ class SharedTests(SimpleTestCase):
         ):
             self.assertEqual(text, terminal.humanize_seconds(value))
 
-    def test_plain(self):
+    def test_text_without_control_characters(self):
         """Text is bounded and loses nothing but its power over the terminal."""
         self.assertEqual(r"a\x1b[0m\nb\ud800 ü", terminal.printable("a\x1b[0m\nb\ud800 ü"))
         self.assertEqual(300, len(terminal.printable("x" * 1000)))

@@ -1,0 +1,1 @@
+"""Options: values, backend, runner."""

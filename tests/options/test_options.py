@@ -121,7 +121,7 @@ class CheckTests(SimpleTestCase):
         """OPTIONS itself may be wrong."""
         self.assertEqual(["dbtasks.E002"], self.ids(OPTIONS=["retain"]))
 
-    def test_missing_app(self):
+    def test_check_of_a_missing_app(self):
         """Without the app there is no table."""
         from django.apps import apps
         from django.tasks import task_backends
@@ -130,14 +130,14 @@ class CheckTests(SimpleTestCase):
         self.assertFalse(apps.is_installed("dbtasks"))
         self.assertEqual(["dbtasks.E001"], [m.id for m in task_backends["default"].check()])
 
-    def test_queues(self):
+    def test_checks_of_queues(self):
         """Queues are short names in a list, and the default one is missed when it is lost."""
         self.assertEqual(["dbtasks.W001"], self.ids(QUEUES=["mail"]))
         self.assertEqual([], self.ids(QUEUES=[]))
         self.assertIn("dbtasks.E004", self.ids(QUEUES="default"))
         self.assertEqual(["dbtasks.E005"], self.ids(QUEUES=["default", "q" * 101]))
 
-    def test_databases(self):
+    def test_checks_of_databases(self):
         """What a database lacks is said before it hurts."""
         connection = connections["default"]
         found = {

@@ -1,0 +1,1 @@
+"""Several runners under one supervisor, and runners that reload."""

@@ -10,8 +10,9 @@ from django.test import tag
 from dbtasks import wakeup
 from dbtasks.models import ScheduledTask
 
-from ..support.processes import Child, ProcessTestCase, wait_until
+from ..support.processes import Child, ProcessTestCase
 from ..support.rows import make_task, row
+from ..support.waiting import until
 
 SETTINGS = """
 from tests import settings
@@ -79,7 +80,7 @@ class ReloadTests(ProcessTestCase):
         """Save that text, and wait until the runner has seen it."""
         seen = runner.said.count("has changed; the new code takes over")
         path.write_text(text)
-        wait_until(
+        until(
             lambda: runner.said.count("has changed; the new code takes over") > seen, f"{path.name}"
         )
 
@@ -92,7 +93,7 @@ class ReloadTests(ProcessTestCase):
     def value_of(self, name: str) -> Any:
         """Return what a call of that task returns, once it has ended."""
         id = self.enqueue(name)
-        wait_until(lambda: row(id).is_finished, name)
+        until(lambda: row(id).is_finished, name)
         self.assertEqual("SUCCESSFUL", row(id).status, row(id).errors)
         return row(id).return_value
 
@@ -121,18 +122,18 @@ class ReloadTests(ProcessTestCase):
         id = self.enqueue("price")
         self.edit(self.prices, "PRICE = 7\n", runner)
 
-        wait_until(lambda: row(id).is_finished, "The task")
+        until(lambda: row(id).is_finished, "The task")
         self.assertEqual(7, row(id).return_value)
 
     def test_a_running_task_may_finish(self):
         """Within the grace a task ends by the code that it began with."""
         runner = self.start_runner()
         id = self.enqueue("wait", f'["{self.folder}"]')
-        wait_until((self.folder / "started").exists, "The task")
+        until((self.folder / "started").exists, "The task")
         self.edit(self.prices, "PRICE = 8\n", runner)
         (self.folder / "go").touch()
 
-        wait_until(lambda: row(id).is_finished, "The task")
+        until(lambda: row(id).is_finished, "The task")
         self.assertEqual((0, 1), (row(id).return_value, row(id).attempt))
         self.assertEqual(8, self.value_of("price"))
 
@@ -140,12 +141,12 @@ class ReloadTests(ProcessTestCase):
         """Once the grace is over it starts again, by the new code."""
         runner = self.start_runner("--grace", "0.2")
         id = self.enqueue("wait", f'["{self.folder}"]')
-        wait_until((self.folder / "started").exists, "The task")
+        until((self.folder / "started").exists, "The task")
         self.edit(self.prices, "PRICE = 9\n", runner)
-        wait_until(lambda: row(id).attempt == 2, "The second start")
+        until(lambda: row(id).attempt == 2, "The second start")
         (self.folder / "go").touch()
 
-        wait_until(lambda: row(id).is_finished, "The task")
+        until(lambda: row(id).is_finished, "The task")
         self.assertEqual(("SUCCESSFUL", 9), (row(id).status, row(id).return_value))
         self.assertEqual(1, ScheduledTask.objects.count())
 

@@ -1,4 +1,4 @@
-"""``manage.py taskrunner --processes N``: runners, and the process that looks after them."""
+"""``manage.py taskrunner --processes N``: runners, and the process that supervises them."""
 
 import json
 import os
@@ -22,8 +22,9 @@ from dbtasks.processes.child import Backoff, command_line, replicas
 from dbtasks.processes.link import ENVIRONMENT, SupervisorLink
 from dbtasks.processes.supervisor import Supervisor, worst_exit_code
 
-from ..management.test_taskrunner import statuses
-from ..support.processes import ROOT, Child, ProcessTestCase, database_url, wait_until
+from ..support.processes import ROOT, Child, ProcessTestCase, database_url
+from ..support.rows import statuses
+from ..support.waiting import until
 from ..tasks import add, fail, wait_for_file
 
 # What a process of the tests does first: it says that it is ready, and counts its lives in a file.
@@ -206,7 +207,7 @@ class SupervisorTestCase(ProcessTestCase):
             (self.folder / name).mkdir()
             wait_for_file.enqueue(str(self.folder / name))
         child = self.start("taskrunner", "--processes", 2, *arguments, **environment)
-        wait_until(lambda: self.has_started("a") and self.has_started("b"), "The tasks")
+        until(lambda: self.has_started("a") and self.has_started("b"), "The tasks")
         return child
 
     def has_started(self, name: str) -> bool:
@@ -253,7 +254,7 @@ class WorkTests(SupervisorTestCase):
 
         self.assertEqual(3, child.end(), child.stderr)
 
-    def test_json(self):
+    def test_processes_report_in_json(self):
         """Each object of a process says which one speaks, and whole lines reach the reader."""
         add.enqueue_many([((n, 1), {}) for n in range(100)])
 
@@ -300,22 +301,22 @@ class DeathTests(SupervisorTestCase):
         held = {name: self.pid(name) == pid for name in ("a", "b")}
         os.kill(pid, signal.SIGKILL)
         began = time.monotonic()
-        wait_until(lambda: self.row("a").attempt == 2, "The second start")
+        until(lambda: self.row("a").attempt == 2, "The second start")
 
         self.assertLess(time.monotonic() - began, 3)
         child.wait_for(f"(pid {pid}) was killed by SIGKILL; another starts now.")
-        wait_until(lambda: Worker.objects.filter(state="live").count() == 2, "Another process")
+        until(lambda: Worker.objects.filter(state="live").count() == 2, "Another process")
         self.go()
-        wait_until(lambda: statuses() == {"SUCCESSFUL": 2}, "The results")
+        until(lambda: statuses() == {"SUCCESSFUL": 2}, "The results")
         self.assertEqual(held, {name: self.row(name).lost == 1 for name in ("a", "b")})
         child.signal(signal.SIGTERM)
         self.assertEqual(0, child.end(), child.stderr)
 
     def test_a_drain_includes_what_a_killed_process_held(self):
-        """The one that takes its place looks for it before it finds the queue empty."""
+        """The one that takes its place rescues it before it finds the queue empty."""
         child = self.busy("-w", 1, "--drain", TEST_WORKER_TIMEOUT="60")
         os.kill(self.pid("a"), signal.SIGKILL)
-        wait_until(lambda: self.row("a").attempt == 2, "The second start")
+        until(lambda: self.row("a").attempt == 2, "The second start")
         self.go()
 
         self.assertEqual(0, child.end(), child.stderr)
@@ -327,20 +328,20 @@ class DeathTests(SupervisorTestCase):
         pids = list(Worker.objects.values_list("pid", flat=True))
         child.signal(signal.SIGKILL)
         for number in (1, 2):
-            wait_until(lambda n=number: f"#{n} The supervisor is gone: wait" in child.stderr, "It")
+            until(lambda n=number: f"#{n} The supervisor is gone: wait" in child.stderr, "It")
         self.go()
-        wait_until(lambda: not Worker.objects.exists(), "The end")
+        until(lambda: not Worker.objects.exists(), "The end")
         child.end()
 
         self.assertEqual({"SUCCESSFUL": 2}, statuses())
         for pid in pids:
-            wait_until(lambda pid=pid: identity._started(pid) is None, "The end of a process")
+            until(lambda pid=pid: identity._started(pid) is None, "The end of a process")
 
 
 class StopTests(SupervisorTestCase):
     """What signals do."""
 
-    def test_sigterm(self):
+    def test_sigterm_stops_all_processes(self):
         """Sent to the supervisor alone it reaches each process once: running tasks finish."""
         child = self.busy("-w", 1)
         add.enqueue(1, 2)
@@ -353,7 +354,7 @@ class StopTests(SupervisorTestCase):
         self.assertEqual({"SUCCESSFUL": 2, "READY": 1}, statuses())
         self.assertFalse(Worker.objects.exists())
 
-    def test_ctrl_c(self):
+    def test_ctrl_c_stops_all_processes(self):
         """A terminal sends it to all of them, and it is still the first for each."""
         child = self.busy("-w", 1)
         os.killpg(child.process.pid, signal.SIGINT)

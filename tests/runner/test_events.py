@@ -112,7 +112,7 @@ class DueTests(TransactionTestCase):
         wanted = [(queue, priority, str(id).replace("-", "")) for queue, priority, id in places]
         self.assertEqual(("default", wanted), self.told[-1])
 
-    def test_enqueue(self):
+    def test_enqueue_names_what_became_due(self):
         """After the commit, and rows that are due."""
         with transaction.atomic():
             result = plain_tasks.add.using(queue_name="mail", priority=7).enqueue(1, 2)
@@ -121,13 +121,13 @@ class DueTests(TransactionTestCase):
         plain_tasks.add.using(run_after=timedelta(hours=1)).enqueue(1, 2)
         self.expect()
 
-    def test_enqueue_many(self):
+    def test_enqueue_many_names_what_became_due(self):
         """One wake-up names all."""
         results = plain_tasks.add.enqueue_many([([1, 2], {}), ([3, 4], {})])
 
         self.expect(*(("default", 0, result.id) for result in results))
 
-    def test_retry_and_run_now(self):
+    def test_retry_and_run_now_name_what_became_due(self):
         """By hand."""
         claim = make_claim()
         result = task_backends["default"].get_result(str(claim.id))
@@ -137,7 +137,7 @@ class DueTests(TransactionTestCase):
 
         self.expect(("default", 0, claim.id))
 
-    def test_promote(self):
+    def test_promote_names_what_became_due(self):
         """What has come due in time."""
         id = make_task(run_after=store.now(DB) + timedelta(hours=1), queue_name="mail")
         ScheduledTask.objects.update(run_after=store.now(DB) - timedelta(seconds=1))
@@ -148,7 +148,7 @@ class DueTests(TransactionTestCase):
             self.told,
         )
 
-    def test_rescue_and_orphans(self):
+    def test_rescue_and_orphans_name_what_became_due(self):
         """What lost workers held, and what never arrived."""
         workers.register(DB, "w1", "default", "", 1, 1)
         claim = make_claim("w1")
@@ -163,7 +163,7 @@ class DueTests(TransactionTestCase):
 
 
 class ReleaseTests(RunnerTestCase):
-    """What a runner gives up is named too."""
+    """What a runner releases is named too."""
 
     def test_a_retry_that_is_due_at_once(self):
         """The runner says it to itself and to all others."""

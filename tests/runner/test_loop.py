@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from unittest import mock
@@ -22,31 +21,15 @@ from dbtasks.testing import RunnerTestCase
 from dbtasks.wakeup import notify
 
 from ..support import tasks
+from ..support.gates import GateMixin
 from ..support.rows import DB, row, vendor
-
-
-def until(condition: Callable[[], Any], timeout: float = 10) -> None:
-    """Wait for the condition; fail after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not so after {timeout} s: {condition}")
-        time.sleep(0.005)
+from ..support.servers import kill_connections
+from ..support.waiting import until
 
 
 def look_at(task_result: Any, **_: Any) -> None:
     """Be a receiver for whom a result is made."""
     assert task_result.is_finished
-
-
-class GateMixin:
-    """Closes the gate that tasks.wait_at_gate waits at."""
-
-    def setUp(self) -> None:
-        tasks.Gate.opened.clear()
-        tasks.Gate.entered = threading.Semaphore(0)
-        self.addCleanup(tasks.Gate.opened.set)
-        super().setUp()
 
 
 class RunningTests(RunnerTestCase):
@@ -211,24 +194,9 @@ class RunningTests(RunnerTestCase):
         if vendor() == "sqlite":
             self.skipTest("SQLite has no server")
         self.runner.wait_for(tasks.look_around.enqueue(), 10)
-        self.kill_connections()
+        kill_connections()
 
         self.assertEqual(3, self.runner.wait_for(tasks.add.enqueue(1, 2), 20).return_value)
-
-    def kill_connections(self) -> None:
-        with connections[DB].cursor() as cursor:
-            if vendor() == "postgresql":
-                cursor.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                )
-                return
-            cursor.execute(
-                "SELECT id FROM information_schema.processlist "
-                "WHERE db = DATABASE() AND id <> CONNECTION_ID()"
-            )
-            for (id,) in cursor.fetchall():
-                cursor.execute(f"KILL {id}")
 
 
 class OrderTests(TransactionTestCase):

@@ -18,11 +18,12 @@ from dbtasks.db.timeouts import bounded_connect, call_timeout
 from dbtasks.models import ScheduledTask, Worker
 from dbtasks.runner import Runner
 
-from ..support.processes import Child, ProcessTestCase, database_url, wait_until
+from ..support.processes import Child, ProcessTestCase, database_url
 from ..support.proxy import Proxy
 from ..support.rows import row, vendor
+from ..support.servers import Postgres
+from ..support.waiting import until
 from ..tasks import add, wait_for_file
-from .test_loop import until
 
 
 class TimeoutTests(TransactionTestCase):
@@ -59,7 +60,7 @@ class TimeoutTests(TransactionTestCase):
             self.assertEqual(1, len(cursor.fetchall()))
 
     def test_connecting_has_an_end_too(self):
-        """A server that accepts and says nothing is given up in seconds; settings are put back."""
+        """A server that accepts and says nothing is left after seconds; settings are put back."""
         deaf = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(deaf.close)
         connection.close()
@@ -114,7 +115,7 @@ class HoleTests(ProcessTestCase):
         child = self.start(
             "taskrunner", "-w", 1, "-v", 2, TEST_DATABASE=url, TEST_WORKER_TIMEOUT=str(timeout)
         )
-        wait_until((self.folder / "started").exists, "The task")
+        until((self.folder / "started").exists, "The task")
         return child
 
     def test_an_outcome_in_hand_is_stored_when_the_network_is_back(self):
@@ -143,7 +144,7 @@ class HoleTests(ProcessTestCase):
         cut_off = self.begin(2, self.proxy.url)
         self.proxy.is_hole.set()
         self.begin(2, database_url())
-        wait_until(lambda: result.refresh() or result.attempts == 2, "The second start")
+        until(lambda: result.refresh() or result.attempts == 2, "The second start")
         (self.folder / "go").touch()
         result.wait(30)
         self.proxy.is_hole.clear()
@@ -151,7 +152,7 @@ class HoleTests(ProcessTestCase):
         cut_off.wait_for("was dropped")
 
         self.assertEqual(("SUCCESSFUL", 2), (result.status, row(result.id).attempt))
-        wait_until(lambda: Worker.objects.filter(state="live").count() == 2, "The new name")
+        until(lambda: Worker.objects.filter(state="live").count() == 2, "The new name")
 
 
 class RestartTests(ProcessTestCase):
@@ -161,8 +162,6 @@ class RestartTests(ProcessTestCase):
         super().setUp()
         if vendor() != "postgresql":
             self.skipTest("the server of this test is PostgreSQL")
-        from ..support.servers import Postgres
-
         self.server = Postgres()
         self.addCleanup(self.server.close)
 
@@ -181,13 +180,13 @@ class RestartTests(ProcessTestCase):
         code = f"from tests.tasks import rest; rest.enqueue_many({calls})"
         self.assertEqual(0, self.command("shell", "-v", 0, "-c", code).end())
         runner = self.command("taskrunner", "-w", 4)
-        wait_until(lambda: self.count("SUCCESSFUL") > 300, "The first outcomes")
+        until(lambda: self.count("SUCCESSFUL") > 300, "The first outcomes")
         self.server.restart()
         began, before = time.monotonic(), self.count("SUCCESSFUL")
         # What was in hand, and as much again: claims and outcomes flow.
-        wait_until(lambda: self.count("SUCCESSFUL") > before + 200, "New outcomes")
+        until(lambda: self.count("SUCCESSFUL") > before + 200, "New outcomes")
         seconds = time.monotonic() - began
-        wait_until(lambda: self.count("SUCCESSFUL") == total, "The last outcome")
+        until(lambda: self.count("SUCCESSFUL") == total, "The last outcome")
         starts = self.server.fetch("SELECT DISTINCT attempt, lost FROM dbtasks_scheduledtask")
 
         self.assertLess(seconds, 5)
@@ -201,18 +200,16 @@ class LockTests(ProcessTestCase):
     def test_locked_rows_are_waited_for(self):
         """The runner lives, and the outcome is stored when the lock is gone."""
         result = wait_for_file.enqueue(str(self.folder))
-        runner = self.start("taskrunner", "-w", 1, "-v", 2)
-        wait_until((self.folder / "started").exists, "The task")
+        # Writers wait for the lock of a SQLite file: here not for 20 seconds, but they try again.
+        runner = self.start("taskrunner", "-w", 1, "-v", 2, TEST_SQLITE_TIMEOUT="0.1")
+        until((self.folder / "started").exists, "The task")
         with transaction.atomic():
             list(ScheduledTask.objects.select_for_update())
             list(Worker.objects.select_for_update())
             (self.folder / "go").touch()
-            if vendor() == "sqlite":
-                # Whoever has begun holds the only lock there is; writers wait for it 20 seconds.
-                time.sleep(8)
-            else:
+            if vendor() != "sqlite":
                 runner.wait_for("has not answered in time")
-                runner.wait_for("The heartbeat failed")
+            runner.wait_for("The heartbeat failed")
             result.refresh()
             self.assertEqual("RUNNING", result.status)
         result.wait(30)
@@ -228,7 +225,7 @@ class LockTests(ProcessTestCase):
             self.skipTest("the statement is PostgreSQL's")
         result = wait_for_file.enqueue(str(self.folder))
         runner = self.start("taskrunner", "-w", 1, "-v", 2)
-        wait_until((self.folder / "started").exists, "The task")
+        until((self.folder / "started").exists, "The task")
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("LOCK TABLE dbtasks_scheduledtask, dbtasks_worker")
             (self.folder / "go").touch()

@@ -12,7 +12,6 @@ from unittest import mock
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, connections, transaction
-from django.tasks import task_backends
 from django.test import SimpleTestCase, TransactionTestCase, override_settings
 
 from dbtasks import Periodic, ScheduleError, firing, periodic
@@ -27,21 +26,15 @@ from dbtasks.testing import RunnerTestCase
 from ..support import tasks
 from ..support.backends import backend
 from ..support.rows import DB
-from .test_loop import until
+from ..support.schedules import REMEMBER, TELL, fired, overdue, schedules
+from ..support.servers import kill_connections
+from ..support.waiting import until
 
-REMEMBER, TELL = "tests.support.tasks.remember", "tests.support.tasks.tell_tick"
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 
 
 def utc(*values: int) -> datetime:
     return datetime(*values, tzinfo=UTC)  # type: ignore[misc,arg-type]
-
-
-@contextmanager
-def schedules(specs: Any, **params: Any) -> Iterator[Any]:
-    """Let the backend have those schedules; its instance."""
-    with override_settings(TASKS=backend(OPTIONS={"periodic": specs}, **params)):
-        yield task_backends["default"]
 
 
 @contextmanager
@@ -53,20 +46,8 @@ def clock(start: datetime) -> Iterator[Any]:
         yield lambda at: now.__setitem__(0, at)
 
 
-def fired(**values: Any) -> list[datetime]:
-    """Return the ticks of the rows there are, in order."""
-    rows = ScheduledTask.objects.filter(schedule_key__isnull=False, **values)
-    return [row.tick for row in rows.order_by("tick") if row.tick]
-
-
-# No tick of its own comes while a test looks at one that is overdue.
+# No other tick comes while a test checks one that is overdue.
 RARE = "1000d"
-
-
-def overdue(by: timedelta, **values: Any) -> PeriodicTask:
-    """Let the only schedule be due since then; return it."""
-    PeriodicTask.objects.update(next_tick=store.now(DB) - by, **values)
-    return PeriodicTask.objects.get()
 
 
 class MissedTests(SimpleTestCase):
@@ -393,7 +374,7 @@ class FiredTests(RunnerTestCase):
         self.assertEqual([], fired())
 
     def test_a_drain_fires_what_is_due(self):
-        """Once, before it looks whether anything is."""
+        """Once, before it peeks whether anything is."""
         with schedules({TELL: RARE}) as own:
             Scheduler(own).catch_up()
             overdue(MINUTE)
@@ -454,12 +435,10 @@ class FiredTests(RunnerTestCase):
         """The database goes away under the scheduler, and comes back."""
         if connection.vendor == "sqlite":
             self.skipTest("SQLite has no connections to cut.")
-        from .test_loop import RunningTests
-
         with schedules({TELL: Periodic("1s", missed="all")}):
             self.start_runner(init_periodic=True)
             until(lambda: fired())
-            RunningTests.kill_connections(self)  # type: ignore[arg-type]
+            kill_connections()
             first = fired()[0]
             until(lambda: len(fired()) > 4)
         ticks = fired()

@@ -1,4 +1,4 @@
-"""When quarantined_rows have the process for themselves."""
+"""When quarantined rows have the process for themselves."""
 
 from unittest import mock
 
@@ -28,12 +28,12 @@ class QuarantineTests(SimpleTestCase):
                 spells.append(0)
         return [round(spell / 10) for spell in spells if spell]
 
-    def test_without_suspects_it_is_open(self):
+    def test_the_quarantine_is_open_without_quarantined_rows(self):
         """An idle runner has no reason to wait."""
         self.assertFalse(self.quarantine.has_turn(is_idle=True))
         self.assertFalse(self.quarantine.is_closed())
 
-    def test_a_suspect_waits_until_the_process_is_idle(self):
+    def test_a_quarantined_row_waits_until_the_process_is_idle(self):
         """Nothing else is claimed before it, nor while it runs."""
         self.quarantine.due = True
         self.assertFalse(self.quarantine.has_turn(is_idle=False))
@@ -44,7 +44,7 @@ class QuarantineTests(SimpleTestCase):
         self.assertEqual([3600], self.closed_for(3600))
         self.assertFalse(self.quarantine.has_turn(is_idle=False))
 
-    def test_it_opens_when_no_suspect_is_left(self):
+    def test_the_quarantine_opens_when_no_quarantined_row_is_left(self):
         """Perhaps another runner has taken it."""
         self.quarantine.due = True
         self.assertTrue(self.quarantine.is_closed())

@@ -1,0 +1,1 @@
+"""Durations, cron expressions, time zones and the rules made of them."""

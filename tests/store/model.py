@@ -15,28 +15,28 @@ from typing import Any, NamedTuple
 GUARDS = {
     "claim.status": "claims READY rows only",
     "claim.hold": "claims rows without a hold only",
-    "claim.registered": "a worker that was given up claims nothing",
+    "claim.registered": "a worker that was declared lost claims nothing",
     "claim.counts": "the start is counted by the claim, not by the outcome",
     "settle.id": "an outcome is written to its own row",
     "settle.status": "an outcome is written while the row is RUNNING",
     "settle.fence": "an outcome is written while its claim is the last",
     "settle.failures": "an outcome that is an exception counts as one",
-    "released.phase": "only what was not started is given back as not started",
-    "rescue.lost": "rows of workers that were given up are rescued, no others",
+    "released.phase": "only what was not started is requeued as not started",
+    "rescue.lost": "rows of workers that were declared lost are rescued, no others",
     "rescue.status": "a rescued row is still RUNNING",
     "rescue.fence": "a rescued row is in the claim that was seen",
     "rescue.counts": "a rescue counts a lost start",
-    "give_up.beat": "a worker is given up at the beat that was seen",
-    "beat.state": "the beat of a worker that was given up fails",
+    "declare_lost.beat": "a worker is declared lost at the beat that was seen",
+    "beat.state": "the beat of a worker that was declared lost fails",
     "leave.settled": "a worker that stops has settled its rows before it is forgotten",
     "forget.rows": "a lost worker is forgotten when it holds no row",
-    "reconcile": "a worker gives back what is in its name, but not in its hands",
+    "reconcile": "a worker requeues what is in its name, but not in its hands",
     "cancel.status": "cancels READY rows only",
     "cancel.fence": "cancels the row as it was seen",
     "request.status": "asks RUNNING rows only to end",
     "retry.status": "retries FAILED rows only",
     "purge.status": "purges finished rows only",
-    "older.status": "deletes a row if it is still finished after the look",
+    "older.status": "deletes a row if it is still finished after it was seen",
 }
 
 READY, RUNNING, SUCCESSFUL, FAILED, DELETED = "READY", "RUNNING", "SUCCESSFUL", "FAILED", "deleted"
@@ -57,7 +57,7 @@ DUE = "nothing starts before it is due"
 TRUE = "the result is that of the last start"
 KEPT = "who beats keeps its rows"
 SETTLED = "what is claimed is not taken back at once"
-TOLD = "a worker that was given up learns of it"
+TOLD = "a worker that was declared lost learns of it"
 WHOLE = "nothing unfinished is deleted"
 OPEN = "every unfinished row can be claimed, is in the hands of a process, or can be rescued"
 
@@ -176,7 +176,7 @@ class Model:
             else:
                 yield f"restart {p}", lambda p=p: self.join(state, p)
             for n in range(self.names):
-                yield f"give up {p}.{n}", lambda p=p, n=n: self.give_up(state, p, n)
+                yield f"declare lost {p}.{n}", lambda p=p, n=n: self.declare_lost(state, p, n)
         for act, *seen in state.seen:
             told = f"{act} as seen {' '.join(map(str, seen))}"
             yield told, lambda act=act, seen=seen: getattr(self, act)(state, *seen)
@@ -443,7 +443,7 @@ class Model:
         return with_worker(self.crash(state, p), p, process.name, ABSENT)
 
     def reconcile(self, state: State, p: int, t: int) -> State | None:
-        """Give back a row in this worker's name whose claim it never heard of: nothing started."""
+        """Requeue a row in this worker's name whose claim it never heard of: nothing started."""
         row, process = state.rows[t], state.processes[p]
         if self.without == "reconcile" or row.worker != (p, process.name):
             return None
@@ -454,12 +454,12 @@ class Model:
         back = row._replace(status=READY, attempt=row.attempt - 1, worker=None, settled=row.fence)
         return with_row(state, t, back._replace(released=row.released + 1))
 
-    def give_up(self, state: State, p: int, n: int) -> State | None:
+    def declare_lost(self, state: State, p: int, n: int) -> State | None:
         """Declare lost by the last beat, or by an earlier one where nothing keeps from that."""
         known, beat = state.workers[p][n]
         if known != LIVE:
             return None
-        promise(beat == 0 or self.without != "give_up.beat", KEPT)
+        promise(beat == 0 or self.without != "declare_lost.beat", KEPT)
         return with_worker(state, p, n, LOST, beat)
 
     def rescue(

@@ -71,7 +71,7 @@ class ConcurrencyTests(TransactionTestCase):
                 release(back)
                 ended = [outcome(claim) for claim in claims if claim not in back]
                 written += store.settle(DB, ended)
-                # What was given back is not this worker's any more.
+                # What was requeued is not this worker's any more.
                 if store.settle(DB, [outcome(claim) for claim in back]):
                     raise AssertionError("a stale outcome was written")
                 if chance.random() < 0.1:

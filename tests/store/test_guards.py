@@ -1,4 +1,4 @@
-"""What keeps a write from a row that moved between the look at it and the write."""
+"""What keeps a write from a row that moved between the read and the write."""
 
 import threading
 from datetime import timedelta
@@ -120,7 +120,7 @@ class GuardTests(TestCase):
         self.assertEqual(0, store.cancel(DB, [], lambda row: None))
 
     def test_a_row_that_is_retried_meanwhile_outlives_purge_older(self):
-        """Between the look at a batch and its delete somebody may have wanted a row again."""
+        """Between the read of a batch and its delete somebody may have wanted a row again."""
         past = store.now(DB) - timedelta(days=2)
         kept, gone = make_claim(), make_claim()
         store.settle(DB, [outcome(claim, "FAILED", finished_at=past) for claim in (kept, gone)])
@@ -135,7 +135,7 @@ class GuardTests(TestCase):
         self.assertEqual("READY", row(kept.id).status)
 
     def test_cancel_leaves_a_row_that_is_claimed_meanwhile(self):
-        """Between the look at the row and the write a runner may have taken it."""
+        """Between the read of the row and the write a runner may have taken it."""
         id = make_task()
 
         def taken(task: ScheduledTask) -> None:
@@ -145,7 +145,7 @@ class GuardTests(TestCase):
         self.assertEqual(("RUNNING", "w1"), (row(id).status, row(id).worker_id))
 
     def test_cancel_leaves_a_row_that_has_run_meanwhile(self):
-        """READY again, but another fence: it is not the row that was looked at."""
+        """READY again, but another fence: it is not the row that was read."""
         id = make_task()
 
         def ran(task: ScheduledTask) -> None:

@@ -39,7 +39,7 @@ def held() -> Subject:
 
 
 def running() -> Subject:
-    """A row that runs under a worker that was given up, and still has its claim."""
+    """A row that runs under a worker that was declared lost, and still has its claim."""
     workers.register(DB, "w1", "default", "", 1, 1)
     id = make_task()
     [claim] = store.claim(DB, "default", "w1", 1, registered=True)
@@ -208,22 +208,22 @@ class InterleavingTests(TransactionTestCase):
                         orders.append(self.in_order(state, first))
                     self.assertIn(self.at_once(state, first, second), orders)
 
-    def test_of_a_due_row(self):
+    def test_interleavings_of_a_due_row(self):
         """No update is lost, and no deadlock surfaces."""
         self.check(due)
 
-    def test_of_a_held_row(self):
+    def test_interleavings_of_a_held_row(self):
         """No update is lost, and no deadlock surfaces."""
         self.check(held)
 
-    def test_of_a_running_row(self):
+    def test_interleavings_of_a_running_row(self):
         """No update is lost, and no deadlock surfaces; the claim is that of a lost worker."""
         self.check(running)
 
-    def test_of_a_successful_row(self):
+    def test_interleavings_of_a_successful_row(self):
         """No update is lost, and no deadlock surfaces; a stale claim is still in hand."""
         self.check(successful)
 
-    def test_of_a_failed_row(self):
+    def test_interleavings_of_a_failed_row(self):
         """No update is lost, and no deadlock surfaces; a stale claim is still in hand."""
         self.check(failed)

@@ -249,7 +249,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(slot=WORKERS)
     def beat(self, slot: str) -> None:
-        """Whoever finds that it was given up joins anew."""
+        """Whoever finds that it was declared lost joins anew."""
         name = self.names[slot]
         beat = self.workers[name]
         assert workers.beat(DB, name) == (beat is not None)
@@ -259,7 +259,7 @@ class Machine(RuleBasedStateMachine):
             self.workers[name] = beat + 1
 
     @rule(slot=WORKERS, late=st.integers(0, 1))
-    def give_up(self, slot: str, late: int) -> None:
+    def declare_lost(self, slot: str, late: int) -> None:
         """By the last beat, or by one that was seen before it."""
         name = self.names[slot]
         beat = self.workers[name]
@@ -293,13 +293,13 @@ class Machine(RuleBasedStateMachine):
         assert found == expected, f"{found} is not {expected}"
 
     @invariant()
-    def a_look_sees_what_is_due(self) -> None:
+    def a_peek_sees_what_is_due(self) -> None:
         held = self._in("READY", hold="scheduled")
-        look = store.peek(DB, "default")
-        assert look.due == bool(self._in("READY", hold=""))
-        assert (look.next_due is None) == (not held)
+        peek = store.peek(DB, "default")
+        assert peek.due == bool(self._in("READY", hold=""))
+        assert (peek.next_due is None) == (not held)
         if held:
-            assert (look.next_due <= 0) == bool(self.come & set(held))
+            assert (peek.next_due <= 0) == bool(self.come & set(held))
 
 
 class MachineTests(TransactionTestCase):

@@ -30,7 +30,7 @@ BREAKS = {
     "rescue.status": ("three attempts", model.ONCE),
     "rescue.fence": ("three attempts", model.ONCE),
     "rescue.counts": ("workers that join anew", model.BOUNDED),
-    "give_up.beat": ("one attempt", model.KEPT),
+    "declare_lost.beat": ("one attempt", model.KEPT),
     "beat.state": ("three attempts", model.TOLD),
     "leave.settled": ("three attempts", model.OPEN),
     "forget.rows": ("workers that join anew", model.OPEN),

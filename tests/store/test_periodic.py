@@ -188,13 +188,13 @@ class FireTests(TransactionTestCase):
                 self.assertEqual([one, one + HOUR], list(ticks))
             ScheduledTask.objects.all().delete()
 
-    def test_look_shows_the_due_ones_and_the_next(self):
+    def test_a_peek_shows_the_due_schedules_and_the_next(self):
         """By the database's clock; others' schedules are not shown."""
         declare(subtract="2h", other="1h")
-        look = periodic.peek(DB, "default", ["tests.tasks.add", "tests.tasks.subtract"])
+        peek = periodic.peek(DB, "default", ["tests.tasks.add", "tests.tasks.subtract"])
 
-        self.assertEqual(["tests.tasks.add"], [due.key for due in look.due])
-        self.assertEqual(schedule("subtract").next_tick, look.next_tick)
+        self.assertEqual(["tests.tasks.add"], [due.key for due in peek.due])
+        self.assertEqual(schedule("subtract").next_tick, peek.next_tick)
         self.assertEqual((None, [], None), periodic.peek(DB, "default", []))
 
 
@@ -289,7 +289,7 @@ class DeclareTests(TransactionTestCase):
         self.assertEqual("3h", schedule().spec)
 
     def test_waiting_rows_survive_a_start(self):
-        """B6, B8: rows that were fired, or given back, are never deleted by a start."""
+        """B6, B8: rows that were fired, or requeued, are never deleted by a start."""
         declare(add="1h")
         fire(put(next_tick=periodic.now(DB)))
         declare(add="2h")

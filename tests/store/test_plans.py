@@ -105,7 +105,7 @@ class PlanTests(TransactionTestCase):
             self.assertNotIn(SORTS[vendor()], text)
 
     def test_hot_statements_use_their_index_and_never_sort(self):
-        """Claim, settle, look, promote and purge: fresh, stale and missing statistics."""
+        """Claim, settle, peek, promote and purge: fresh, stale and missing statistics."""
         for kind in ("none", "stale", "fresh"):
             ScheduledTask.objects.all()._raw_delete(DB)
             self.statistics(kind)

@@ -230,7 +230,7 @@ class SettleTests(TestCase):
         self.assertEqual(timedelta(seconds=1), task.finished_at - task.started_at)
 
     def test_an_older_fence_writes_nothing(self):
-        """A worker that was given up cannot touch a later run."""
+        """A worker that was declared lost cannot touch a later run."""
         stale = make_claim("w1")
         release([stale])
         [fresh] = store.claim(DB, "default", "w2", 1)
@@ -298,7 +298,7 @@ class ReleaseTests(TestCase):
         self.assertEqual([], task.worker_ids or [])
 
     def test_a_row_that_moved_on_is_left_alone(self):
-        """Giving back late gives back nothing."""
+        """A late release requeues nothing."""
         claim = make_claim()
         store.settle(DB, [outcome(claim)])
 
@@ -326,14 +326,14 @@ class PromoteTests(TestCase):
         self.assertEqual([], store.promote(DB, "default"))
         self.assertEqual("scheduled", row(id).hold)
 
-    def test_look_tells_what_is_due_and_what_comes_next(self):
-        """One glance says whether to claim and how long to sleep."""
+    def test_a_peek_tells_what_is_due_and_what_comes_next(self):
+        """One query says whether to claim and how long to sleep."""
         self.assertEqual(store.QueuePeek(False, False, None), store.peek(DB, "default"))
 
         make_task(run_after=store.now(DB) + timedelta(seconds=60))
-        look = store.peek(DB, "default")
-        self.assertFalse(look.due)
-        self.assertAlmostEqual(60, look.next_due, delta=5)
+        peek = store.peek(DB, "default")
+        self.assertFalse(peek.due)
+        self.assertAlmostEqual(60, peek.next_due, delta=5)
 
         make_task(queue_name="mail")
         self.assertTrue(store.peek(DB, "default").due)
@@ -341,24 +341,24 @@ class PromoteTests(TestCase):
         self.assertFalse(store.peek(DB, "default", ["a", "b"]).due)
 
 
-class SuspectTests(TestCase):
+class QuarantinedTests(TestCase):
     """Rows with which two runners were lost: due, but claimed alone."""
 
     def setUp(self):
         self.claim = make_claim()
 
-    def give_back(self, lost, **values):
+    def requeue(self, lost, **values):
         store.settle(DB, [outcome(self.claim, "READY", lost=lost, **values)])
         return row(self.claim.id).hold
 
-    def test_the_second_loss_makes_a_suspect(self):
+    def test_the_second_loss_quarantines_a_row(self):
         """The first may be anybody's fault, and costs the row nothing."""
-        self.assertEqual("", self.give_back(1))
+        self.assertEqual("", self.requeue(1))
         [self.claim] = store.claim(DB, "default", "w1", 10)
 
-        self.assertEqual("quarantined", self.give_back(2))
+        self.assertEqual("quarantined", self.requeue(2))
 
-    def test_suspects_are_claimed_alone(self):
+    def test_quarantined_rows_are_claimed_alone(self):
         """The ordinary claim does not see them, and one at a time is taken."""
         others = [make_claim(), make_claim(queue_name="mail")]
         store.settle(DB, [outcome(c, "READY", lost=2) for c in (self.claim, *others)])
@@ -373,16 +373,16 @@ class SuspectTests(TestCase):
         self.assertEqual(2, sum(claim is not None for claim in found))
         self.assertEqual([3, 3], [claim.fence + 1 for claim in found if claim])
 
-    def test_a_suspect_stays_one_whatever_comes_between(self):
-        """Given back, retried later, or hurried by hand."""
-        self.give_back(2)
+    def test_a_quarantined_row_stays_so_whatever_comes_between(self):
+        """Released, retried later, or hurried by hand."""
+        self.requeue(2)
         self.claim = store.claim_quarantined(DB, "default", "w1")
         release([self.claim])
         self.assertEqual("quarantined", row(self.claim.id).hold)
         for hurry in (False, True):
             self.claim = store.claim_quarantined(DB, "default", "w1")
             later = store.now(DB) + timedelta(hours=1)
-            self.assertEqual("scheduled", self.give_back(2, run_after=later))
+            self.assertEqual("scheduled", self.requeue(2, run_after=later))
             if hurry:
                 store.run_now(DB, [self.claim.id])
             else:
@@ -390,17 +390,17 @@ class SuspectTests(TestCase):
                 store.promote(DB, "default")
             self.assertEqual("quarantined", row(self.claim.id).hold)
 
-    def test_a_look_sees_suspects(self):
+    def test_a_peek_sees_quarantined_rows(self):
         """A runner that serves their queue knows of them, another does not."""
-        self.give_back(2)
+        self.requeue(2)
 
         self.assertEqual(store.QueuePeek(False, True, None), store.peek(DB, "default"))
         self.assertTrue(store.peek(DB, "default", ["default"]).quarantined)
         self.assertFalse(store.peek(DB, "default", ["mail"]).quarantined)
 
-    def test_people_may_run_or_acquit_one(self):
+    def test_people_may_run_or_acquit_a_quarantined_row(self):
         """By its id at once; a retry by hand begins its counts anew."""
-        self.give_back(2)
+        self.requeue(2)
         self.claim = store.claim_one(DB, "default", "w1", self.claim.id)
         store.settle(DB, [outcome(self.claim, "FAILED", lost=3)])
         store.retry(DB, [self.claim.id])

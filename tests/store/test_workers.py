@@ -23,10 +23,10 @@ def rescue(may_retry: bool = True) -> list[Any]:
 
 
 class WorkerTests(TestCase):
-    """register, beat, give_up, leave"""
+    """register, beat, declare_lost, leave"""
 
     def test_only_live_workers_beat(self):
-        """A worker that was given up, or never known, is told so."""
+        """A worker that was declared lost, or never known, is told so."""
         register("w1")
 
         self.assertTrue(workers.beat(DB, "w1"))
@@ -34,7 +34,7 @@ class WorkerTests(TestCase):
         workers.declare_lost(DB, "w1", 1)
         self.assertFalse(workers.beat(DB, "w1"))
 
-    def test_a_worker_that_beat_meanwhile_is_not_given_up(self):
+    def test_a_worker_that_beat_meanwhile_is_not_declared_lost(self):
         """The verdict holds at the moment it is written, or not at all."""
         register("w1")
         workers.beat(DB, "w1")
@@ -43,7 +43,7 @@ class WorkerTests(TestCase):
         self.assertTrue(workers.declare_lost(DB, "w1", 1))
         self.assertFalse(workers.declare_lost(DB, "w1", 1))
 
-    def test_a_worker_that_was_given_up_claims_nothing(self):
+    def test_a_worker_that_was_declared_lost_claims_nothing(self):
         """What it took would be taken from it at once."""
         make_task()
         workers.declare_lost(DB, register("w1"), 0)
@@ -118,7 +118,7 @@ class DisownTests(TestCase):
         self.assertEqual(timedelta(days=1), task.delete_after - task.finished_at)
 
     def test_a_worker_that_holds_a_row_is_not_forgotten(self):
-        """It is missed, and its row given back."""
+        """It is missed, and its row requeued."""
         workers.leave(DB, "w1")
         self.assertTrue(Worker.objects.filter(pk="w1").exists())
         self.release_orphans()
@@ -168,7 +168,7 @@ class RescueTests(TestCase):
         self.assertEqual("SUCCESSFUL", row(self.id).status)
 
     def test_the_outcome_of_a_lost_worker_is_dropped(self):
-        """Fencing: once given back, the row belongs to its next run."""
+        """Fencing: once requeued, the row belongs to its next run."""
         stale = claim("w1")
         workers.declare_lost(DB, "w1", 0)
         rescue()
@@ -250,7 +250,7 @@ class RescueTests(TestCase):
         self.assertFalse(Worker.objects.filter(pk="w1").exists())
 
     def test_a_lost_worker_is_remembered_for_a_day(self):
-        """Should it wake, it finds that it was given up; later nobody cares."""
+        """Should it wake, it finds that it was declared lost; later nobody cares."""
         workers.declare_lost(DB, "w1", 0)
         rescue()
         self.assertTrue(Worker.objects.filter(pk="w1").exists())

@@ -7,8 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from django.test import TransactionTestCase, tag
 
 from demo.databases import sqlite_url
 
+from .waiting import MAX_WAIT, until
+
 ROOT = Path(__file__).resolve().parents[2]
 MANAGE = (sys.executable, ROOT / "manage.py")
-# Seconds after which a test gives up waiting: a machine may be slow.
-MAX_WAIT = 30
 
 
 def database_url(alias: str = "default") -> str:
@@ -35,25 +34,20 @@ def database_url(alias: str = "default") -> str:
     return urlsplit(os.environ["TEST_DATABASE"])._replace(path=f"/{quote(name)}").geturl()
 
 
-def wait_until(condition: Callable[[], Any], what: str) -> None:
-    """Block until the condition holds; raise TimeoutError naming `what` if it does not."""
-    end = time.monotonic() + MAX_WAIT
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError(f"{what} did not come in {MAX_WAIT} s.")
-        time.sleep(0.01)
-
-
 def freeze(pid: int) -> None:
     """Let a process stand still, but not while it has the lock of a SQLite file.
 
     Nobody else could write to that, and so nobody could help.
     """
-    os.kill(pid, signal.SIGSTOP)
-    while not all(map(_is_free, connections.all())):
-        os.kill(pid, signal.SIGCONT)
-        time.sleep(0.01)
+
+    def stands_still() -> bool:
         os.kill(pid, signal.SIGSTOP)
+        if is_free := all(map(_is_free, connections.all())):
+            return is_free
+        os.kill(pid, signal.SIGCONT)
+        return False
+
+    until(stands_still, "A moment without the lock")
 
 
 def _is_free(connection: Any) -> bool:
@@ -113,8 +107,8 @@ class Child:
     def wait_for(self, text: str) -> None:
         """Block until the command has said the text; raise AssertionError if it will not."""
         try:
-            wait_until(lambda: text in self.said or self.process.poll() is not None, text)
-        except TimeoutError as error:
+            until(lambda: text in self.said or self.process.poll() is not None, text)
+        except AssertionError as error:
             raise AssertionError(f"{error} It said: {self.said}") from None
         if self.process.poll() is not None:
             self.end()

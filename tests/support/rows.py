@@ -1,6 +1,7 @@
 """Builders for the store's tests."""
 
 import uuid
+from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -102,3 +103,8 @@ def vendor() -> str:
 def release(claims: list[store.Claim]) -> int:
     """Requeue claims whose task was not started, as a runner does; return how many stood."""
     return len(store.settle(DB, [not_started(DB, claim) for claim in claims]))
+
+
+def statuses() -> dict[str, int]:
+    """Return how many rows have each status."""
+    return dict(Counter(ScheduledTask.objects.values_list("status", flat=True)))

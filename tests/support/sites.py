@@ -14,7 +14,17 @@ from urllib.request import urlopen
 from dbtasks.models import ScheduledTask
 
 from ..tasks import wait_for_file
-from .processes import ROOT, Child, ProcessTestCase, database_url, wait_until
+from .processes import ROOT, Child, ProcessTestCase, database_url
+from .waiting import until
+
+try:
+    import pyuwsgi
+except ImportError:
+    # It has no wheels for free-threaded Python.
+    pyuwsgi = None
+
+# A program that is uWSGI.
+UWSGI = "from pyuwsgi import run; run()"
 
 DEPLOYMENT = ROOT / "demo" / "deployment"
 ADDRESS = "127.0.0.1:8000"
@@ -38,8 +48,8 @@ from pathlib import Path
 from django.http import JsonResponse
 from django.urls import path
 
+from tests.support.waiting import until
 from tests.tasks import add
-from tests.tasks import wait as wait_until
 
 
 def where(request):
@@ -52,7 +62,7 @@ def enqueue(request, n):
 
 def wait(request):
     Path("asked").touch()
-    wait_until(Path("answer").exists)
+    until(Path("answer").exists)
     return JsonResponse({})
 
 
@@ -121,26 +131,26 @@ class SiteTestCase(ProcessTestCase):
 
     def get(self, path: str = "") -> Any:
         """Return what the site answers, once it does."""
-        wait_until(lambda: is_open(self.address), "The server")
+        until(lambda: is_open(self.address), "The server")
         with urlopen(f"http://{self.address}/{path}", timeout=10) as response:
             return json.load(response)
 
     def make_busy(self) -> Any:
         """Return the result of a task that runs until the file ``go`` is there."""
         result = wait_for_file.enqueue(str(self.folder))
-        wait_until((self.folder / "started").exists, "The task")
+        until((self.folder / "started").exists, "The task")
         return result
 
     def wait_for_status(self, result: Any, status: str) -> None:
         """Block until the task has that status."""
         rows = ScheduledTask.objects.filter(id=result.id, status=status)
-        wait_until(rows.exists, f"Status {status}")
+        until(rows.exists, f"Status {status}")
 
     def runs_in(self, child: Child, nth: int = 1) -> int:
         """Return the pid of the process that has the child's nth runner, once it is ready."""
         try:
-            wait_until(lambda: len(pids(child)) >= nth, f"Runner {nth}")
-        except TimeoutError as error:
+            until(lambda: len(pids(child)) >= nth, f"Runner {nth}")
+        except AssertionError as error:
             raise AssertionError(f"{error} It said: {child.said}") from None
         return pids(child)[nth - 1]
 

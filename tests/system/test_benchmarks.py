@@ -49,7 +49,7 @@ class AgainstTests(SimpleTestCase):
         self.assertIn("did you mean 'django-tasks-db'", complaint.getvalue())
         self.assertIn("procrastinate", complaint.getvalue())
 
-    def test_backlogs(self):
+    def test_backlogs_are_parsed(self):
         """A comma list of positive numbers, and nothing else."""
         self.assertEqual([20_000, 200_000], options("--backlog", "20000,200000").backlog)
         for text in ("", "many", "10,0"):
@@ -81,7 +81,7 @@ class AgainstTests(SimpleTestCase):
 class FiguresTests(SimpleTestCase):
     """Medians, percentiles and rows"""
 
-    def test_percentiles(self):
+    def test_percentiles_of_times(self):
         """The smallest value that so many percent do not exceed."""
         values = [float(n) for n in range(100, 0, -1)]
 

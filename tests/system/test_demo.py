@@ -98,7 +98,7 @@ class DemoTests(ProcessTestCase):
         self.assertEqual(3000, len(self.values()))
         self.assertEqual(3000, ScheduledTask.objects.successful().count())
 
-    def test_a_new_run(self):
+    def test_a_new_run_of_the_demo(self):
         """Once all files of a run are done, the next start measures all of them again."""
         self.make_files(3)
 
@@ -109,7 +109,7 @@ class DemoTests(ProcessTestCase):
             self.assertIn("3 files in ", child.stdout)
             self.assertEqual(count, ScheduledTask.objects.successful().count())
 
-    def test_another_database(self):
+    def test_the_demo_on_another_database(self):
         """--database has the command, and its runner, use the database of that URL."""
         self.make_files(3)
 
@@ -118,7 +118,7 @@ class DemoTests(ProcessTestCase):
         self.assertEqual(0, child.end(), child.said)
         self.assertEqual(3, ScheduledTask.objects.successful().count())
 
-    def test_refusals(self):
+    def test_the_demo_refuses_wrong_values(self):
         """No folder, no files, no database: one sentence, exit code 1."""
         for arguments, sentence in (
             ([], "has no files."),
@@ -150,7 +150,7 @@ class PartsTests(SimpleTestCase):
 
             self.assertEqual((3, 4), (value["lines"], value["words"]), cut)
 
-    def test_names(self):
+    def test_names_of_parts(self):
         """Every name a file can have becomes text and comes back."""
         tasks = import_module("demo.tasks")
         for name in (b"plain", "ü".encode(), b"\xff\xfe", b"quoted:%41", b"a\nb"):

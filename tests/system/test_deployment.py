@@ -15,12 +15,11 @@ from django.test import SimpleTestCase, tag
 
 from dbtasks.contrib.embedded import VARIABLES
 from tests.tasks import add
-from tests.test_readme import blocks
 
-from ..contrib.test_mule import UWSGI, pyuwsgi
-from ..support.processes import Child
-from ..support.sites import DEPLOYMENT, SiteTestCase
+from ..support.processes import ROOT, Child
+from ..support.sites import DEPLOYMENT, UWSGI, SiteTestCase, pyuwsgi
 
+DOCS = ROOT / "docs"
 PAGE = (DEPLOYMENT / "README.md").read_text()
 ANALYZE = shutil.which("systemd-analyze")
 
@@ -62,9 +61,11 @@ class PageTests(SimpleTestCase):
 
         self.assertEqual(VARIABLES.keys() | others, shown)
 
-    def test_the_readme_shows_the_same_unit(self):
+    def test_the_documentation_shows_the_same_unit(self):
         """There is one unit file for the runner."""
-        [(_, text)] = blocks("systemd")
+        pages = [ROOT / "README.md", *DOCS.glob("*.md")]
+        block = re.compile(r"^<!-- systemd -->\n```\w*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+        [text] = [text for page in pages for text in block.findall(page.read_text())]
 
         self.assertEqual((DEPLOYMENT / "taskrunner.service").read_text(), text)
 
@@ -93,7 +94,7 @@ class UnitTests(SiteTestCase):
         program = [sys.executable, *words[1:]]
         return self.serve(*program, **environment)
 
-    def test_the_runner(self):
+    def test_the_unit_of_the_runner(self):
         """Its command runs tasks; SIGTERM ends it in time, with code 0."""
         service = unit("taskrunner.service")["Service"]
         manage = "from django.core.management import execute_from_command_line as run\n"
@@ -110,7 +111,7 @@ class UnitTests(SiteTestCase):
         self.assertGreater(int(service["TimeoutStopSec"]), int(grace[1]))
 
     @skipUnless(pyuwsgi, "needs pyuwsgi")
-    def test_uwsgi(self):
+    def test_the_unit_of_uwsgi(self):
         """uWSGI tells systemd when it is ready, and ends with code 0 when its master is told to."""
         service = unit("uwsgi.service")["Service"]
         self.assertEqual(("notify", "mixed"), (service["Type"], service["KillMode"]))

@@ -1,0 +1,1 @@
+"""How a runner learns of new rows before its next poll."""

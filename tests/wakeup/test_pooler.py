@@ -11,8 +11,9 @@ from django.db import connection
 
 from dbtasks.models import ScheduledTask
 
-from ..support.processes import ProcessTestCase, database_url, wait_until
+from ..support.processes import ProcessTestCase, database_url
 from ..support.tasks import add
+from ..support.waiting import until
 
 CONFIG = """
 [databases]
@@ -50,7 +51,7 @@ class PoolerTests(ProcessTestCase):
         pooler = subprocess.Popen(["pgbouncer", "-q", *user, config])
         self.addCleanup(pooler.wait)
         self.addCleanup(pooler.terminate)
-        wait_until(lambda: _answers(port), "pgbouncer")
+        until(lambda: _answers(port), "pgbouncer")
         self.url = server._replace(netloc=f"{server.username}@127.0.0.1:{port}").geturl()
 
     def test_tasks_run_although_no_hint_arrives(self):
@@ -59,7 +60,7 @@ class PoolerTests(ProcessTestCase):
         runner.wait_for("A pooler stands before 'default'")
 
         add.enqueue_many([((n, 1), {}) for n in range(200)])
-        wait_until(lambda: ScheduledTask.objects.successful().count() == 200, "the last task")
+        until(lambda: ScheduledTask.objects.successful().count() == 200, "the last task")
         runner.process.terminate()
 
         self.assertEqual(0, runner.end())

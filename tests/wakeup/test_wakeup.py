@@ -20,9 +20,10 @@ from dbtasks.testing import RunnerTestCase
 from dbtasks.wakeup import notify, watchers
 from dbtasks.wakeup.watchers import FileWatcher
 
-from ..runner.test_loop import until
 from ..support import tasks
 from ..support.rows import DB, make_task, row, vendor
+from ..support.servers import kill_connections
+from ..support.waiting import until
 
 
 def enqueue_elsewhere() -> Any:
@@ -51,7 +52,7 @@ class HintTests(RunnerTestCase):
         """The hint wakes the runner long before its next poll."""
         id = enqueue_elsewhere()
 
-        until(lambda: row(id).is_finished)
+        until(lambda: row(id).is_finished, timeout=10)
 
     def test_the_listening_session_shows_that_the_worker_is_there(self):
         """PostgreSQL knows when it ends; a runner that registers again is seen by its new name."""
@@ -69,17 +70,13 @@ class HintTests(RunnerTestCase):
         until(is_seen)
 
     def test_a_lost_listener_comes_back(self):
-        """When the listening connection is cut, the runner listens again and looks at once."""
+        """When the listening connection is cut, the runner listens again and polls at once."""
         if vendor() != "postgresql":
             self.skipTest("a file is watched, not listened to")
-        with connections[DB].cursor() as cursor:
-            cursor.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
+        kill_connections()
         id = make_task(task_path="tests.support.tasks.add")
 
-        until(lambda: row(id).is_finished)
+        until(lambda: row(id).is_finished, timeout=10)
 
 
 class CountingWakeable:
@@ -117,7 +114,7 @@ class FileTests(TestCase):
             for number in range(10):
                 seen = self.wakeable.polls
                 file.execute("INSERT INTO numbers VALUES (?)", [number])
-                until(lambda seen=seen: self.wakeable.polls > seen)
+                until(lambda seen=seen: self.wakeable.polls > seen, timeout=10)
 
     @skipUnless(sys.platform == "linux", "only Linux has inotify")
     def test_a_commit_is_seen_by_the_write_alone(self):
@@ -129,19 +126,19 @@ class FileTests(TestCase):
 
     @skipUnless(sys.platform == "linux", "only Linux has inotify")
     def test_a_commit_some_time_after_its_write_is_seen(self):
-        """The first look, at the write, finds nothing new; others follow."""
-        look, seen = FileWatcher._look, []
+        """The first check, at the write, finds nothing new; others follow."""
+        check, seen = FileWatcher._look, []
 
         def late(watcher: FileWatcher) -> bool:
-            # Each change of the version is found by the third look after the last one.
+            # Each change of the version is found by the third check after the last one.
             seen.append(watcher)
-            return len(seen) % 3 == 0 and look(watcher)
+            return len(seen) % 3 == 0 and check(watcher)
 
         silent = mock.patch.object(watchers, "SILENCE", 300)
         with silent, mock.patch.object(FileWatcher, "_look", late):
             self.check("WAL")
 
-    def test_without_inotify_the_file_is_looked_at_all_the_time(self):
+    def test_without_inotify_the_file_is_checked_all_the_time(self):
         """As on other systems, and where a user has used up what there is of it."""
         silent = mock.patch.object(watchers, "SILENCE", 300)
         for what in ("__init__", "watch"):
@@ -160,35 +157,35 @@ class PollTests(RunnerTestCase):
             watcher.stop(5)
         id = make_task(task_path="tests.support.tasks.add")
 
-        until(lambda: row(id).is_finished)
+        until(lambda: row(id).is_finished, timeout=10)
 
 
-class SecondLookTests(RunnerTestCase):
+class SecondPollTests(RunnerTestCase):
     """What was enqueued while a process keeps quiet about it."""
 
     loop_delay = 300
 
-    def test_a_second_look_follows(self):
-        """A row that is committed just after the look is found by the next one, unannounced."""
+    def test_a_second_poll_follows(self):
+        """A row that is committed just after the poll is found by the next one, unannounced."""
         for watcher in self.runner._run._watchers:
             watcher.stop(5)
         until(lambda: not self.runner._run._fetcher.may_be_due)
-        claim, looked = store.claim, threading.Event()
+        claim, polled = store.claim, threading.Event()
 
         def claim_and_tell(*args: Any, **kwargs: Any) -> Any:
             claims = claim(*args, **kwargs)
-            looked.set()
+            polled.set()
             return claims
 
         with mock.patch.object(store, "claim", claim_and_tell):
             # Long enough for the row to be there on a machine that is busy.
             self.runner._run.wake(recheck_after=2)
-            # A look before then does not stand for it.
+            # A poll before then does not stand for it.
             self.runner._run.poll_now()
-            self.assertTrue(looked.wait(10))
+            self.assertTrue(polled.wait(10))
         id = make_task(task_path="tests.support.tasks.add")
 
-        until(lambda: row(id).is_finished)
+        until(lambda: row(id).is_finished, timeout=10)
 
 
 class NotifyTests(TransactionTestCase):

@@ -131,7 +131,7 @@ def _server(options: WebOptions) -> Any:
 
 
 def _started(link: SupervisorLink | None, hearing: Any) -> None:
-    """Follow the supervisor from now on: signals are handled. Called before workers start."""
+    """Follow the supervisor, now that the server handles signals. Called before workers start."""
     # The supervisor has blocked them until now.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals())
     if link is not None:

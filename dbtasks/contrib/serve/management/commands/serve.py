@@ -137,6 +137,10 @@ def _add_web(parser: CommandParser) -> None:
         metavar="N",
         help=f"Threads of each process, for WSGI (default: here {THREADS}).",
     )
+    _add_serving(group)
+
+
+def _add_serving(group: Any) -> None:
     group.add_argument(
         "--interface",
         choices=["auto", "wsgi", "asgi"],

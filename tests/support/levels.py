@@ -1,0 +1,35 @@
+"""The levels of the package: what stands on what."""
+
+# A module imports from lower levels only. Inside a package it imports only what the docstring of
+# the package's __init__ lists before it.
+LEVELS = {
+    "exceptions": 0,
+    "db": 0,
+    "events": 0,
+    "schedule": 1,
+    "base": 2,
+    "options": 3,
+    "models": 4,
+    "migrations": 5,
+    "store": 5,
+    "stats": 6,
+    "wakeup": 6,
+    "liveness": 6,
+    "execution": 6,
+    "calls": 7,
+    "immediate": 7,
+    "operations": 7,
+    "backend": 8,
+    "firing": 9,
+    "rescue": 9,
+    "inline": 9,
+    "runner": 10,
+    "checks": 10,
+    "admin": 11,
+    "console": 11,
+    "testing": 11,
+    "apps": 11,
+    "processes": 12,
+    "management": 13,
+    "contrib": 13,
+}
