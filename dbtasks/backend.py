@@ -133,9 +133,11 @@ class DatabaseBackend(BaseTaskBackend):
 
         Raise TypeError if an argument is not JSON.
         """
-        from .calls import prepare
+        from .calls import due_after, prepare
 
-        return prepare(self.alias, self.database, self.config, task, args, kwargs)
+        if isinstance(task, Task) and task.delay is not None:
+            task = due_after(task.delay, task, self.database)
+        return prepare(self.alias, self.config, task, args, kwargs)
 
     def _write(self, prepared: Sequence[Prepared]) -> None:
         """Write the rows now or at the caller's commit, as each task's `enqueue_on_commit` says."""

@@ -4,6 +4,7 @@ Owns what enqueue() stores and what get_result() returns. Never writes a row.
 """
 
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 from django.tasks import TaskResultStatus, base
@@ -24,9 +25,15 @@ except ImportError:
     from uuid_utils.compat import uuid7
 
 
+def due_after(delay: timedelta, task: Task, db: str) -> base.Task:
+    """Return the task with a run_after in place of its delay."""
+    # On the database's clock, which decides when the delay is over.
+    run_after = store.now(db) + delay
+    return task_for(task.module_path, task, {"run_after": run_after, "delay": None})
+
+
 def prepare(
     alias: str,
-    db: str,
     options: Options,
     task: base.Task,
     args: Iterable[Any],
@@ -39,11 +46,6 @@ def prepare(
     plain_args, args_text = payload.dump(list(args), "args", options.max_payload)
     plain_kwargs, kwargs_text = payload.dump(dict(kwargs), "kwargs", options.max_payload)
     now = timezone.now()
-    run_after = task.run_after
-    if isinstance(task, Task) and task.delay is not None:
-        # On the database's clock, which decides when the delay is over.
-        run_after = store.now(db) + task.delay
-        task = task_for(task.module_path, task, {"run_after": run_after, "delay": None})
     meta = getattr(task, "meta", None)
     policy = policies_of(task)
     row = NewTask(
@@ -57,7 +59,7 @@ def prepare(
         payload.text(policy) if policy else None,
         None if meta is None else payload.dump(meta, "meta", options.max_payload)[1],
         now,
-        run_after,
+        task.run_after,
     )
     return row, _new_result(alias, row, task, plain_args, plain_kwargs)
 
