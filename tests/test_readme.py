@@ -39,6 +39,7 @@ import dbtasks
 import dbtasks.testing
 from dbtasks import Periodic, Task
 from dbtasks.backend import DatabaseBackend
+from dbtasks.options.runner import FLAGS
 from tests.support.levels import LEVELS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,6 +146,20 @@ class PageTests(SimpleTestCase):
                 shown = {f for name in table(page, heading) for f in re.findall(r"--[\w-]+", name)}
 
                 self.assertEqual(flags(command, app), shown)
+
+    def test_the_tables_of_runner_options_say_what_the_help_says(self):
+        """Flags, defaults and meanings stand in the tables as they were declared."""
+        shown = table("docs/runner.md", "Flags")
+        variables = table("docs/deployment.md", "Environment variables")
+
+        for name, flag in FLAGS.items():
+            with self.subTest(name):
+                names = ", ".join(f"`{each}`" for each in flag.names)
+                self.assertEqual(f"{flag.otherwise} | {flag.meaning}", shown.get(names))
+                if flag.variable is not None:
+                    default, meaning = variables[f"`{flag.variable}`"].split(" | ")
+                    self.assertEqual(flag.otherwise, default)
+                    self.assertTrue(any(f"`{each}`" in meaning for each in flag.names), meaning)
 
     def test_the_flags_of_the_schedules_command(self):
         """The table and the help agree."""

@@ -7,30 +7,28 @@ from argparse import RawDescriptionHelpFormatter
 from dataclasses import replace
 from typing import Any
 
-from ..options.runner import RUNNER_OPTIONS, RunnerOption
+from ..options.runner import FLAGS, Flag, command_defaults
 
 
 def add_runner_options(parser: Any, *names: str, **instead: dict[str, Any]) -> None:
     """Add the flags of these options of a runner, or of all, to a parser or a group of it.
 
-    `instead` replaces attributes of some options, such as `flags` that the command uses itself, or
-    `help`.
+    `instead` replaces attributes of some flags, such as the `names` that the command uses itself.
     """
-    for option in RUNNER_OPTIONS:
-        if not names or option.name in names:
-            option = replace(option, **instead.get(option.name, {}))
-            parser.add_argument(*option.flags, **_arguments(option))
+    defaults = command_defaults()
+    for name, flag in FLAGS.items():
+        if not names or name in names:
+            flag = replace(flag, **instead.get(name, {}))
+            parser.add_argument(*flag.names, dest=name, **_arguments(flag, defaults[name]))
 
 
-def _arguments(option: RunnerOption) -> dict[str, Any]:
+def _arguments(flag: Flag, default: Any) -> dict[str, Any]:
     """Return the keyword arguments of add_argument()."""
-    arguments: dict[str, Any] = {"dest": option.name, "help": option.help, **option.extra}
-    if "action" not in option.extra:
-        arguments["type"] = option.read
-    if option.metavar is not None:
-        arguments["metavar"] = option.metavar
-    if option.extra.get("action") != "append":
-        arguments["default"] = option.default
+    arguments: dict[str, Any] = {"help": flag.help, "default": default, **flag.extra}
+    if "action" not in flag.extra:
+        arguments["type"] = flag.read
+    if flag.metavar is not None:
+        arguments["metavar"] = flag.metavar
     return arguments
 
 

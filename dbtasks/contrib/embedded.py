@@ -31,7 +31,7 @@ from ..console.report import Report
 from ..console.terminal import Terminal, humanize_seconds, plural
 from ..exceptions import RunnerError
 from ..options import values
-from ..options.runner import RUNNER_OPTIONS, default_workers
+from ..options.runner import FLAGS, default_workers
 from ..processes import run as processes_run
 from ..processes.run import Signals
 from ..runner.runner import Runner
@@ -39,17 +39,14 @@ from ..runner.runner import Runner
 logger = logging.getLogger("dbtasks.runner")
 
 # Seconds between two attempts to take the lock.
-LOOK = 1.0
+LOCK_INTERVAL = 1.0
 # Seconds before a runner that could not start is tried again.
-PAUSE = 10.0
+RESTART_PAUSE = 10.0
 # Seconds that a runner may take to stop after its grace.
-MARGIN = 5.0
+STOP_MARGIN = 5.0
 # Seconds in which a repeated signal counts once: a terminal or systemd sends it to all processes,
 # and their master sends it to them again.
 SIGNAL_DEBOUNCE = 1.0
-
-# The options that the environment sets, by the name of their variable.
-VARIABLES = {option.variable: option for option in RUNNER_OPTIONS if option.variable is not None}
 
 
 def configured(**defaults: Any) -> dict[str, Any]:
@@ -58,9 +55,9 @@ def configured(**defaults: Any) -> dict[str, Any]:
     Raise ImproperlyConfigured if the value of a variable is not valid.
     """
     found: dict[str, Any] = {"workers": default_workers()} | defaults
-    for variable, option in VARIABLES.items():
-        if text := os.environ.get(variable):
-            found[option.name] = _read(variable, text, option.read_variable)
+    for name, flag in FLAGS.items():
+        if flag.variable is not None and (text := os.environ.get(flag.variable)):
+            found[name] = _read(flag.variable, text, flag.read_variable)
     return found
 
 
@@ -239,22 +236,24 @@ class Embedded:
     def stop(self) -> None:
         """Stop the runner and wait for its end, within the grace; requeue what still runs then."""
         self.ask()
-        self._thread.join(self._options["grace"] + MARGIN)
+        self._thread.join(self._options["grace"] + STOP_MARGIN)
         if self._thread.is_alive():
             self.ask(hurry=True)
-            self._thread.join(MARGIN)
+            self._thread.join(STOP_MARGIN)
 
     def _work(self) -> None:
         while not self._stopping.is_set():
-            pause = PAUSE
+            pause = RESTART_PAUSE
             try:
                 with only_one(self._path) as is_ours:
                     if is_ours:
                         run(self._options, self._host, self._started)
                     else:
-                        pause = LOOK
+                        pause = LOCK_INTERVAL
             except (CommandError, ImproperlyConfigured, RunnerError) as error:
-                logger.error("No runner in %s, trying again in %d s: %s", self._host, PAUSE, error)
+                logger.error(
+                    "No runner in %s, trying again in %d s: %s", self._host, RESTART_PAUSE, error
+                )
             except Exception:  # whatever a driver raises, the web server goes on
                 logger.exception("The runner in %s ended; another starts soon", self._host)
             with self._lock:

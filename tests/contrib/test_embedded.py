@@ -10,9 +10,9 @@ from unittest import mock
 from django.core.exceptions import ImproperlyConfigured
 from django.test import SimpleTestCase
 
-from dbtasks.contrib.embedded import VARIABLES, configured, is_wanted, lock_path, only_one
+from dbtasks.contrib.embedded import configured, is_wanted, lock_path, only_one
 from dbtasks.exceptions import RunnerError
-from dbtasks.options.runner import default_workers
+from dbtasks.options.runner import FLAGS, default_workers
 
 # Prints whether the lock of the file in its argument is free.
 TRY = """
@@ -32,8 +32,8 @@ class ConfigurationTests(SimpleTestCase):
 
     def setUp(self) -> None:
         self.environ = self.enterContext(mock.patch.dict(os.environ))
-        for name in VARIABLES:
-            os.environ.pop(name, None)
+        for flag in FLAGS.values():
+            os.environ.pop(flag.variable or "", None)
 
     def test_without_variables_it_is_like_the_command(self):
         """The number of threads is the one that taskrunner takes."""

@@ -13,7 +13,7 @@ from unittest import skipUnless
 
 from django.test import SimpleTestCase, tag
 
-from dbtasks.contrib.embedded import VARIABLES
+from dbtasks.options.runner import FLAGS
 from tests.tasks import add
 
 from ..support.processes import ROOT, Child
@@ -59,7 +59,7 @@ class PageTests(SimpleTestCase):
         shown = set(re.findall(r"^\| `(DBTASKS_\w+)`", PAGE, re.MULTILINE))
         others = {"DBTASKS_VERBOSITY", "DBTASKS_RUNNER", "DBTASKS_LOCK"}
 
-        self.assertEqual(VARIABLES.keys() | others, shown)
+        self.assertEqual({flag.variable for flag in FLAGS.values()} - {None} | others, shown)
 
     def test_the_documentation_shows_the_same_unit(self):
         """There is one unit file for the runner."""

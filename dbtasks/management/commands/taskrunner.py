@@ -16,7 +16,7 @@ from ...console.terminal import Terminal
 from ...db.connections import disconnect
 from ...exceptions import RunnerError
 from ...options import values
-from ...options.runner import RUNNER_OPTIONS
+from ...options.runner import FLAGS
 from ...processes.child import command_line, replicas
 from ...processes.link import SupervisorLink
 from ...processes.reload import Reloader, watch
@@ -174,7 +174,7 @@ def _supervise(
 
 
 def _runner(options: dict[str, Any], link: SupervisorLink | None) -> Runner:
-    chosen = {option.name: options[option.name] for option in RUNNER_OPTIONS}
+    chosen = {name: options[name] for name in FLAGS}
     if link and options["processes"] > 1:
         chosen["worker_id"] = link.name(chosen["worker_id"])
     try:

@@ -182,12 +182,9 @@ def _add_runner(parser: CommandParser) -> None:
     flags.add_runner_options(
         group,
         *("worker_id", "backend", "loop_delay", "init_periodic", "grace"),
-        backend={"flags": ("-b", "--backend")},
-        loop_delay={"flags": ("--delay",)},
-        grace={
-            "help": "Seconds that requests and running tasks may take at a stop or a reload "
-            "(default: 30)."
-        },
+        backend={"names": ("-b", "--backend")},
+        loop_delay={"names": ("--delay",)},
+        grace={"meaning": "Seconds that requests and running tasks may take at a stop or reload."},
     )
 
 
