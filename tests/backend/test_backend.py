@@ -82,7 +82,7 @@ class EnqueueTests(TestCase):
         self.assertEqual(1, ScheduledTask.objects.due().count())
 
     def test_a_timedelta_counts_from_each_enqueue(self):
-        """Not from using(), which may be long ago; by the database's clock."""
+        """Not from using(), which may be long ago."""
         task = tasks.add.using(run_after=HOUR)
         first, result = task.enqueue(1, 2), task.enqueue(1, 2)
         wait = result.task.run_after - store.now("default")
@@ -90,6 +90,17 @@ class EnqueueTests(TestCase):
         self.assertLess(first.task.run_after, result.task.run_after)
         self.assertLess(abs(wait - HOUR), timedelta(seconds=10))
         self.assertEqual(result, task.get_result(result.id))
+
+    def test_a_timedelta_counts_on_the_clock_of_the_database(self):
+        """The clock of this process may be wrong: the database's decides when the task is due."""
+        if connection.vendor == "sqlite":
+            self.skipTest("SQLite has no clock but that of the process.")
+        ahead = timezone.now() + timedelta(days=1)
+        with mock.patch.object(timezone, "now", return_value=ahead):
+            result = tasks.add.using(run_after=HOUR).enqueue(1, 2)
+        wait = result.task.run_after - store.now("default")
+
+        self.assertLess(abs(wait - HOUR), timedelta(seconds=10))
 
     def test_a_naive_run_after_is_refused(self):
         """As Django refuses it."""
