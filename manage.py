@@ -12,8 +12,17 @@ def main(argv: list[str]) -> None:
     testing = argv[1:2] == ["test"]
     settings = "tests.settings" if testing else "demo.settings"
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", settings)
+    execute_from_command_line([*argv, *test_flags(argv)] if testing else argv)
+
+
+def test_flags(argv: list[str]) -> list[str]:
+    """Return the flags of a test run that `argv` leaves open."""
     # A test database that a killed run left behind is replaced without a question.
-    execute_from_command_line([*argv, "--no-input"] if testing else argv)
+    flags = ["--no-input"]
+    if not any(word.startswith(("--parallel", "--pdb", "--debug-sql")) for word in argv):
+        # Most tests wait for other processes most of the time.
+        flags += ["--parallel", str(1 + (os.cpu_count() or 1))]
+    return flags
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ def asynchronous(count: int, runs: int) -> Iterator[Row]:
     taken = []
     for _ in range(runs):
         rows.fill(1000, nap)
-        taken.append(drained())
+        taken.append(drained("--coroutines", "1000"))
     yield "1,000 × asyncio.sleep(1), one runner", taken, "s", None
 
 

@@ -56,6 +56,7 @@ __all__ = [
     "TaskResult",
     "TaskTimeout",
     "WorkerLost",
+    "__version__",
     "pending_count",
     "periodic",
     "process_one",
@@ -65,11 +66,17 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    __version__: str
+
     from .inline import pending_count, process_one, process_tasks, run_task
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name that needs loaded apps when it is first used."""
+    """Return a name that is costly, or needs loaded apps, when it is first used."""
+    if name == "__version__":
+        from .distribution import version
+
+        return version()
     if name in {"pending_count", "process_one", "process_tasks", "run_task"}:
         from . import inline
 

@@ -8,6 +8,14 @@ from django.apps import AppConfig
 from django.core.checks import register
 from django.utils.translation import gettext_lazy as _
 
+from .base.result import run_waited_with
+
+
+def _run_waited(backend: str, id: str, queue_name: str) -> None:
+    from .inline import run_waited
+
+    run_waited(backend, id, queue_name)
+
 
 class DBTasksConfig(AppConfig):
     """Registers the models and the system checks."""
@@ -17,7 +25,9 @@ class DBTasksConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register the checks."""
+        """Register the checks, and what runs a row that a task waits for."""
         from . import checks
 
+        run_waited_with(_run_waited)
         register(checks.check_backends)
+        register(checks.check_distributions)

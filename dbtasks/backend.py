@@ -13,7 +13,6 @@ from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.core import checks
-from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, router, transaction
 from django.tasks import DEFAULT_TASK_QUEUE_NAME, base, task_backends
 from django.tasks.backends.base import BaseTaskBackend
@@ -21,20 +20,19 @@ from django.tasks.base import TaskResultStatus
 from django.tasks.exceptions import InvalidTask, InvalidTaskBackend, TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued
 
-from . import options
+from . import distribution, options
 from .base import registry
 from .base.lengths import MAX_PATH, MAX_QUEUE
 from .base.result import TaskResult
-from .base.task import Task, decode_policies
+from .base.stored import policy_without_task
+from .base.task import Task
 from .db.connections import after_commit
-from .exceptions import RunnerError
+from .exceptions import PolicyUnreadable, RunnerError
 
 if TYPE_CHECKING:
     from .execution.attempt import WorkerContext
     from .models import ScheduledTask, ScheduledTaskQuerySet
     from .store import NewTask, Place
-
-MISSING_APP = "TASKS[{!r}] uses dbtasks, which is not in INSTALLED_APPS."
 
 # One call: the task, its positional and its keyword arguments.
 Call = tuple[base.Task, Iterable[Any], dict[str, Any]]
@@ -62,15 +60,12 @@ class DatabaseBackend(BaseTaskBackend):
     @cached_property
     def config(self) -> options.Options:
         """The parsed OPTIONS; raise ImproperlyConfigured if one is not valid."""
-        return options.parse(self.alias, self.options)
+        return options.parsed(self.alias, self.options)
 
     @property
     def database(self) -> str:
         """The alias of the database that holds the rows, by a router or else by OPTIONS."""
-        from django.apps import apps
-
-        if not apps.is_installed("dbtasks"):
-            raise ImproperlyConfigured(MISSING_APP.format(self.alias))
+        distribution.check_app(self.alias)
         from .models import ScheduledTask
 
         for chooser in router.routers:
@@ -82,7 +77,11 @@ class DatabaseBackend(BaseTaskBackend):
     # Enqueue
 
     def validate_task(self, task: base.Task) -> None:
-        """Raise InvalidTask if the task cannot be stored or run."""
+        """Raise InvalidTask if the task cannot be stored or run.
+
+        Raise ImproperlyConfigured if the app is missing. Django calls this at ``@task`` too.
+        """
+        distribution.check_app(self.alias)
         super().validate_task(task)
         if len(task.module_path) > MAX_PATH:
             raise InvalidTask(
@@ -101,6 +100,7 @@ class DatabaseBackend(BaseTaskBackend):
         written then. With the option ``immediate`` the task has run when this returns.
         """
         self.validate_task(task)
+        self._check_home(task)
         row, result = self.prepare(task, args, kwargs)
         self._write([(task, row, result)])
         return result
@@ -116,11 +116,16 @@ class DatabaseBackend(BaseTaskBackend):
         for task, args, kwargs in calls:
             if task is not last:
                 self.validate_task(task)
+                self._check_home(task)
                 last = task
             prepared.append((task, *self.prepare(task, args, kwargs)))
         if prepared:
             self._write(prepared)
         return [result for _, _, result in prepared]
+
+    def _check_home(self, task: base.Task) -> None:
+        if not self.config.immediate:
+            registry.check_home(task.module_path, self.config.task_modules)
 
     async def aenqueue_many(self, calls: Iterable[Call]) -> list[TaskResult]:
         """See enqueue_many()."""
@@ -283,35 +288,27 @@ class DatabaseBackend(BaseTaskBackend):
 
         None is for ever.
         """
-        stay: timedelta | None = self._policy(row, "retain")
-        return stay or self.config.retain(row.task_path, TaskResultStatus.FAILED)
+        try:
+            stay: timedelta | None = policy_without_task(row.task_path, row.policy, "retain")
+        except PolicyUnreadable:  # the row must end all the same
+            stay = None
+        return self.config.retain(row.task_path, TaskResultStatus.FAILED, stay)
 
     def may_retry_lost(self, row: "ScheduledTask") -> bool:
-        """Return whether the row may start again after its worker was lost."""
-        return bool((self._policy(row, "on_lost") or self.config.on_lost) == "retry")
+        """Return whether the row may start again after its worker was lost.
 
-    def _policy(self, row: "ScheduledTask", name: str) -> Any:
-        """Return the call's own policy, or else that of the task, if it is imported."""
-        call = decode_policies(row.policy).get(name)
-        return getattr(registry.get(row.task_path), name, None) if call is None else call
+        Raise PolicyUnreadable if its policy does not tell.
+        """
+        own = policy_without_task(row.task_path, row.policy, "on_lost")
+        return bool((own or self.config.on_lost) == "retry")
 
     # Checks
 
     def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
         """Return what is wrong with this backend's own settings; checks.py looks further."""
-        from django.apps import apps
-
-        found: list[checks.CheckMessage] = []
-        if not apps.is_installed("dbtasks"):
-            found.append(
-                checks.Error(
-                    MISSING_APP.format(self.alias),
-                    hint="Add 'dbtasks' to INSTALLED_APPS and run 'manage.py migrate'.",
-                    id="dbtasks.E001",
-                )
-            )
         wrong = options.problems(self.alias, self.options)
-        return found + [checks.Error(sentence, id="dbtasks.E002") for sentence in wrong]
+        found = [checks.Error(sentence, id="dbtasks.E002") for sentence in wrong]
+        return distribution.problems(self.alias) + found
 
 
 # Which backends in TASKS are ours
@@ -327,7 +324,7 @@ def backend_of(alias: str) -> DatabaseBackend | None:
     """Return the backend of that alias; None if it is not a DatabaseBackend in TASKS."""
     try:
         backend = task_backends[alias]
-    except InvalidTaskBackend:
+    except (InvalidTaskBackend, KeyError, TypeError):
         return None
     return backend if isinstance(backend, DatabaseBackend) else None
 
@@ -345,8 +342,13 @@ def check_backend(alias: str) -> DatabaseBackend:
     """
     if alias not in task_backends.settings:
         known = ", ".join(map(repr, task_backends.settings))
-        raise RunnerError(f"There is no backend {alias!r} in TASKS. Choose one of {known}.")
-    backend = task_backends[alias]
+        choice = f"Choose one of {known}." if known else "TASKS is empty."
+        raise RunnerError(f"There is no backend {alias!r} in TASKS. {choice}")
+    try:
+        backend = task_backends[alias]
+    except (InvalidTaskBackend, KeyError, TypeError) as error:
+        why = "it has no 'BACKEND'" if isinstance(error, KeyError) else error
+        raise RunnerError(f"TASKS[{alias!r}] is not valid: {why}.") from error
     if not isinstance(backend, DatabaseBackend):
         raise RunnerError(
             f"TASKS[{alias!r}] uses {type(backend).__name__}; a runner serves DatabaseBackend only."

@@ -12,9 +12,11 @@ from django.utils import timezone
 
 from . import store
 from .base import payload, registry
-from .base.result import TaskResult, make_errors, make_result
-from .base.task import Task, decode_policies, policies_of, task_for
-from .exceptions import TaskNotFound
+from .base.result import TaskResult, make_errors, make_result, make_worker_ids
+from .base.secrets import NOTE, secrets_of, without_note
+from .base.stored import policy_text, read_policies
+from .base.task import Task, task_for
+from .exceptions import PolicyUnreadable, TaskNotFound
 from .models import ScheduledTask
 from .options import Options
 from .store import NewTask
@@ -46,8 +48,6 @@ def prepare(
     plain_args, args_text = payload.dump(list(args), "args", options.max_payload)
     plain_kwargs, kwargs_text = payload.dump(dict(kwargs), "kwargs", options.max_payload)
     now = timezone.now()
-    meta = getattr(task, "meta", None)
-    policy = policies_of(task)
     row = NewTask(
         uuid7(),
         task.module_path,
@@ -56,12 +56,22 @@ def prepare(
         int(task.priority),
         args_text,
         kwargs_text,
-        payload.text(policy) if policy else None,
-        None if meta is None else payload.dump(meta, "meta", options.max_payload)[1],
+        policy_text(task),
+        _meta_text(task, options, plain_kwargs),
         now,
         task.run_after,
     )
     return row, _new_result(alias, row, task, plain_args, plain_kwargs)
+
+
+def _meta_text(task: base.Task, options: Options, kwargs: dict[str, Any]) -> str | None:
+    """Return the meta of the row as JSON: that of the task, and which arguments are secrets."""
+    meta = getattr(task, "meta", None)
+    secrets = secrets_of(task.func, task.takes_context, options.mask)
+    if meta is None and secrets is None:
+        return None
+    own, text = payload.dump(meta or {}, "meta", options.max_payload)
+    return text if secrets is None else payload.text({**own, NOTE: secrets.note(kwargs)})
 
 
 def _new_result(alias: str, row: NewTask, task: base.Task, args: Any, kwargs: Any) -> TaskResult:
@@ -90,17 +100,21 @@ def result_of(row: ScheduledTask, options: Options) -> TaskResult:
         found = registry.find(row.task_path, options.task_modules)
     except TaskNotFound:
         found = None
+    try:
+        policies = read_policies(row.policy)
+    except PolicyUnreadable:  # the row can be shown all the same
+        policies = {}
     values = {
         "priority": row.priority,
         "queue_name": row.queue_name,
         "backend": row.backend,
         "run_after": row.run_after,
-        "meta": row.meta,
+        "meta": without_note(row.meta),
     }
     running = [row.worker_id] if row.worker_id else []
     return make_result(
         {
-            "task": task_for(row.task_path, found, values | decode_policies(row.policy)),
+            "task": task_for(row.task_path, found, values | policies),
             "id": str(row.pk),
             "status": TaskResultStatus(row.status),
             "enqueued_at": row.enqueued_at,
@@ -110,8 +124,10 @@ def result_of(row: ScheduledTask, options: Options) -> TaskResult:
             "args": row.args,
             "kwargs": row.kwargs,
             "backend": row.backend,
-            "errors": make_errors(row.errors or []),
-            "worker_ids": (row.worker_ids or []) + running,
+            "errors": make_errors(row.errors if isinstance(row.errors, list) else []),
+            "worker_ids": make_worker_ids(
+                (row.worker_ids if isinstance(row.worker_ids, list) else []) + running, row.attempt
+            ),
             "_return_value": row.return_value,
         }
     )

@@ -5,36 +5,73 @@ opens a connection, so ``manage.py check`` works while the database is away.
 """
 
 from collections.abc import Iterator
+from dataclasses import fields
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Warning
+from django.core.checks import CheckMessage, Error, Info, Warning
 from django.db import connections
-from django.tasks import DEFAULT_TASK_QUEUE_NAME, task_backends
+from django.tasks import DEFAULT_TASK_BACKEND_ALIAS, DEFAULT_TASK_QUEUE_NAME
 
-from .backend import DatabaseBackend
+from .backend import DatabaseBackend, our_backends
 from .base import registry
 from .base.lengths import MAX_BACKEND, MAX_QUEUE
+from .base.result import FINISHED
+from .db.connections import pool_size
+from .exceptions import TaskNotFound
 from .firing import entries_of, problems
-from .options.runner import default_workers
+from .options import Options
+from .options.runner import OWN_CONNECTIONS, default_workers
+from .schedule import cron
+from .schedule.periodic import declared
 from .store import SUPPORTED
 
-# Connections besides one for each thread: loop, writer, heartbeat, scheduler, purger and report.
-OWN_CONNECTIONS = 6
+# The keys of a backend in TASKS.
+KEYS = ("BACKEND", "QUEUES", "OPTIONS")
 
 
 def check_backends(**kwargs: Any) -> list[CheckMessage]:
     """Return what is wrong with the databases and queues of our backends, in TASKS' order."""
     found: list[CheckMessage] = []
-    for alias in task_backends.settings:
-        backend = task_backends[alias]
-        if isinstance(backend, DatabaseBackend):
-            found += _check_names(backend)
-            # The backend reports wrong options itself. With them the database is unknown.
-            if not backend.check():
-                found += _check_database(backend.database)
-                found += _check_periodic(backend)
+    backends = our_backends()
+    if not backends:
+        found += _check_use()
+    for backend in backends:
+        found += _check_names(backend)
+        # The backend reports wrong options itself. With them the database is unknown.
+        if not backend.check():
+            found += _check_database(backend.database)
+            found += _check_tasks(backend)
+            found += _check_periodic(backend)
     return found
+
+
+def check_distributions(**kwargs: Any) -> list[CheckMessage]:
+    """Return an error if django-dbtasks, another package with the same modules, is installed."""
+    try:
+        distribution("django-dbtasks")
+    except PackageNotFoundError:
+        return []
+    return [
+        Error(
+            "The distribution django-dbtasks is installed beside dbtasks. Both consist of a "
+            "package 'dbtasks', so their files and migrations are mixed up.",
+            hint="Run 'pip uninstall django-dbtasks', which also deletes files of dbtasks, and "
+            "then 'pip install --force-reinstall --no-deps dbtasks'.",
+            id="dbtasks.E020",
+        )
+    ]
+
+
+def _check_use() -> Iterator[CheckMessage]:
+    yield Warning(
+        "dbtasks is in INSTALLED_APPS, but no backend in TASKS uses it, so its runners have "
+        "nothing to run.",
+        hint="Set TASKS = {'default': {'BACKEND': 'dbtasks.backend.DatabaseBackend'}}.",
+        id="dbtasks.W005",
+    )
 
 
 def _check_names(backend: DatabaseBackend) -> Iterator[CheckMessage]:
@@ -44,6 +81,12 @@ def _check_names(backend: DatabaseBackend) -> Iterator[CheckMessage]:
             f"The alias {backend.alias!r} has more than the {MAX_BACKEND} characters allowed.",
             hint="Give the backend a shorter alias in TASKS.",
             id="dbtasks.E003",
+        )
+    for name in settings.TASKS[backend.alias].keys() - set(KEYS):
+        yield Warning(
+            f"{where} has an unknown key {name!r}, which is ignored.",
+            hint=_place_of(str(name)),
+            id="dbtasks.W006",
         )
     queues: Any = settings.TASKS[backend.alias].get("QUEUES", [])
     if isinstance(queues, str) or not all(isinstance(name, str) and name for name in queues):
@@ -60,7 +103,9 @@ def _check_names(backend: DatabaseBackend) -> Iterator[CheckMessage]:
                 hint=f"Give the queue a shorter name in {where}['QUEUES'].",
                 id="dbtasks.E005",
             )
-    if queues and DEFAULT_TASK_QUEUE_NAME not in queues:
+    # Tasks that name no queue name no backend either; those of another alias are written for it.
+    is_default = backend.alias == DEFAULT_TASK_BACKEND_ALIAS
+    if is_default and queues and DEFAULT_TASK_QUEUE_NAME not in queues:
         yield Warning(
             f"{where}['QUEUES'] does not contain {DEFAULT_TASK_QUEUE_NAME!r}: tasks without a "
             "queue_name are refused.",
@@ -69,9 +114,48 @@ def _check_names(backend: DatabaseBackend) -> Iterator[CheckMessage]:
         )
 
 
+def _place_of(name: str) -> str:
+    """Return where a misplaced or misspelt key of TASKS belongs."""
+    known = [option.name for option in fields(Options)]
+    if near := get_close_matches(name.lower(), known, 1):
+        return f"Write it inside of OPTIONS, as {near[0]!r}."
+    if near := get_close_matches(name.upper(), KEYS, 1):
+        return f"Did you mean {near[0]!r}?"
+    return f"The keys are {', '.join(map(repr, KEYS))}."
+
+
+def _check_tasks(backend: DatabaseBackend) -> Iterator[CheckMessage]:
+    """Yield what is wrong with the modules of tasks, and with paths of tasks in the options."""
+    where, options = f"TASKS[{backend.alias!r}]['OPTIONS']", backend.config
+    for sentence in registry.discover(options.task_modules):
+        yield Warning(
+            f"{sentence}. Runners cannot run its tasks.",
+            hint="Mend the module, or take it out of OPTIONS['task_modules'] if it is there.",
+            id="dbtasks.W007",
+        )
+    for path in options.retain.rules.keys() - {"*", *FINISHED}:
+        try:
+            registry.find(path, options.task_modules)
+        except TaskNotFound:
+            near = get_close_matches(path, [task.module_path for task in registry.registered()], 1)
+            yield Warning(
+                f"{where}['retain'] has {path!r}, which is not a task.",
+                hint=f"Did you mean {near[0]!r}?" if near else "Write the path of a task.",
+                id="dbtasks.W008",
+            )
+    for task in registry.registered():
+        path = task.module_path
+        is_ours = task.backend == backend.alias and not options.immediate
+        if is_ours and not registry.has_home(path, options.task_modules):
+            yield Warning(
+                f"{path!r} is a task that no runner will run; enqueue() refuses it.",
+                hint=registry.WHERE_TASKS_ARE,
+                id="dbtasks.W009",
+            )
+
+
 def _check_periodic(backend: DatabaseBackend) -> Iterator[CheckMessage]:
-    # Importing task modules registers tasks, and the schedules of decorators.
-    registry.discover()
+    """Yield what is wrong with schedules. Modules of tasks must have been imported."""
     for sentence in problems(backend):
         yield Error(
             sentence,
@@ -85,6 +169,25 @@ def _check_periodic(backend: DatabaseBackend) -> Iterator[CheckMessage]:
             hint="Move them to a backend that is not immediate.",
             id="dbtasks.W010",
         )
+    for task in declared(backend.alias):
+        path = task.module_path
+        if not registry.is_known_to_runners(path, backend.config.task_modules):
+            module = path.rpartition(".")[0]
+            yield Warning(
+                f"@periodic of {path!r} never fires: runners do not import {module!r} when they "
+                "start.",
+                hint=f"Move the task to a module 'tasks', import {module!r} there, or add it to "
+                "OPTIONS['task_modules'].",
+                id="dbtasks.W011",
+            )
+    for entry in backend.config.periodic.values():
+        for said in cron.differences(entry.schedule.text):
+            yield Info(
+                f"TASKS[{backend.alias!r}]['OPTIONS']['periodic']: {entry.schedule.text!r} of "
+                f"{entry.task_path}: {said}",
+                hint="Nothing to do if that is meant; SILENCED_SYSTEM_CHECKS takes the id.",
+                id="dbtasks.I001",
+            )
 
 
 def _check_database(db: str) -> Iterator[CheckMessage]:
@@ -96,6 +199,12 @@ def _check_database(db: str) -> Iterator[CheckMessage]:
             f"dbtasks cannot keep its queue in {connection.display_name} (DATABASES[{db!r}]).",
             hint="Use PostgreSQL, MySQL, MariaDB or SQLite; OPTIONS['database'] chooses the alias.",
             id="dbtasks.E006",
+        )
+    elif connection.settings_dict["ENGINE"].startswith("mysql.connector"):
+        yield Error(
+            f"dbtasks does not work with MySQL Connector/Python, the ENGINE of DATABASES[{db!r}].",
+            hint="Set ENGINE to 'django.db.backends.mysql', and install 'dbtasks[mysql]'.",
+            id="dbtasks.E008",
         )
     elif connection.vendor == "sqlite" and options.get("transaction_mode") != "IMMEDIATE":
         yield Warning(
@@ -113,18 +222,25 @@ def _check_database(db: str) -> Iterator[CheckMessage]:
                 hint="Use Django's default, 'read committed'.",
                 id="dbtasks.W003",
             )
+    yield from check_autocommit(db)
     yield from check_pool(db, default_workers())
+
+
+def check_autocommit(db: str) -> Iterator[CheckMessage]:
+    """Yield an error if connections to that database do not commit each statement."""
+    if not connections[db].settings_dict["AUTOCOMMIT"]:
+        yield Error(
+            f"DATABASES[{db!r}] sets AUTOCOMMIT to False: what runners write would never be "
+            "committed, so no task runs.",
+            hint="Remove it; open transactions with atomic().",
+            id="dbtasks.E007",
+        )
 
 
 def check_pool(db: str, workers: int) -> Iterator[CheckMessage]:
     """Yield a warning if that database's connection pool is too small for so many threads."""
-    pool = connections[db].settings_dict.get("OPTIONS", {}).get("pool")
-    if not pool:
-        return
-    # psycopg_pool's own defaults: min_size is 4, max_size is min_size.
-    sizes = pool if isinstance(pool, dict) else {}
-    size = sizes.get("max_size") or sizes.get("min_size", 4)
-    if size < workers + OWN_CONNECTIONS:
+    size = pool_size(db)
+    if size is not None and size < workers + OWN_CONNECTIONS:
         yield Warning(
             f"The connection pool of DATABASES[{db!r}] holds {size} connections; a runner with "
             f"{workers} threads needs {workers + OWN_CONNECTIONS}.",

@@ -19,10 +19,12 @@ STARTED = "started"
 # The list of settled (attempt, outcome): succeeded, failed, retried or released. In the thread that
 # settles.
 ENDED = "ended"
-# The list of settled rows of lost workers, as they were before; in the heartbeat's thread.
+# The list of settled rows of lost workers, as they were before; in the rescuer's thread.
 RESCUED = "rescued"
+# The name of a thread of the runner that stands still, so that the runner stops if it can.
+STALLED = "stalled"
 
-KINDS = (JOINED, CLAIMED, STARTED, ENDED, RESCUED)
+KINDS = (JOINED, CLAIMED, STARTED, ENDED, RESCUED, STALLED)
 
 
 class Events:

@@ -4,6 +4,9 @@ Owns the exception classes. The first line of a docstring is the default message
 another module of the package.
 """
 
+from datetime import timedelta
+from typing import Any
+
 
 class DBTasksError(Exception):
     """Something went wrong in dbtasks.
@@ -12,7 +15,9 @@ class DBTasksError(Exception):
     """
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or (type(self).__doc__ or "").partition("\n")[0])
+        if message is None or message == "":
+            message = (type(self).__doc__ or "").partition("\n")[0]
+        super().__init__(message)
 
 
 class DurationError(DBTasksError, ValueError):
@@ -39,6 +44,13 @@ class ScheduleExhausted(DBTasksError):
 
 class TaskNotFound(DBTasksError):
     """The row names a function that is not a registered task."""
+
+
+class PolicyUnreadable(DBTasksError, ValueError):
+    """The row's policy cannot be read. A later version of dbtasks may have written it.
+
+    It is also a ValueError.
+    """
 
 
 class TaskNotDue(DBTasksError):
@@ -74,18 +86,23 @@ class TaskInterrupted(BaseException):
 class TaskReleased(DBTasksError):
     """The runner stopped before the task ended.
 
-    The row is requeued, and the task starts again. No attempt is used up.
+    The row is requeued, and the task starts again. No attempt is used up, but the row counts its
+    releases: beyond the option ``max_releases`` it has FAILED. A task with ``on_lost="fail"`` has
+    FAILED instead, with WorkerLost.
     """
 
 
 class Retry(DBTasksError):
     """The task asked to be retried.
 
-    Raise it in a task to fail this attempt and try again after `delay` seconds. Without a `delay`
-    the task's backoff decides. If no attempt is left, the task is FAILED.
+    Raise it in a task to fail this attempt and try again after `delay`: seconds, a timedelta, or
+    text such as "5m". A delay may also be the first argument. Without a delay the task's backoff
+    decides. If no attempt is left, the task is FAILED.
     """
 
-    def __init__(self, message: str | None = None, *, delay: float | None = None) -> None:
+    def __init__(
+        self, message: Any = None, *, delay: float | timedelta | str | None = None
+    ) -> None:
         super().__init__(message)
         self.delay = delay
 
@@ -94,10 +111,10 @@ class Snooze(DBTasksError):
     """The task asked to run later.
 
     Raise it in a task to end this run without using up an attempt. The task runs again after
-    `delay` seconds.
+    `delay`: seconds, a timedelta, or text such as "5m".
     """
 
-    def __init__(self, delay: float) -> None:
+    def __init__(self, delay: float | timedelta | str) -> None:
         super().__init__()
         self.delay = delay
 
@@ -112,7 +129,8 @@ class Discard(DBTasksError):
 class WorkerLost(DBTasksError):
     """The worker was lost while it ran the task.
 
-    The row is requeued or FAILED, as `on_lost` says. After a loss in quarantine it is FAILED.
+    The row is requeued or FAILED, as `on_lost` says. After a loss in quarantine it is FAILED. A
+    runner that stops while it runs a task with ``on_lost="fail"`` counts as lost.
     """
 
 

@@ -16,7 +16,7 @@ from .base import payload, registry
 from .base.result import TaskResult
 from .exceptions import DurationError, ScheduleError, TaskNotFound
 from .models import PeriodicTask
-from .schedule.duration import Duration
+from .schedule.duration import duration_or_zero
 from .schedule.periodic import ScheduleEntry, decorated
 from .schedule.rules import Schedule
 from .store import periodic, pk_text
@@ -38,19 +38,23 @@ def problems(backend: DatabaseBackend) -> list[str]:
     found = []
     for entry in entries_of(backend).values():
         try:
-            check_call(backend, entry.task_path, entry.args, entry.kwargs)
+            check_call(backend, entry, entry.args, entry.kwargs)
         except ScheduleError as error:
             found.append(f"TASKS[{backend.alias!r}]['OPTIONS']['periodic']: {error}")
     return found
 
 
-def check_call(backend: DatabaseBackend, path: str, args: Any, kwargs: Any) -> base.Task:
-    """Return the task as that backend runs it; raise ScheduleError if the arguments do not fit.
+def check_call(backend: DatabaseBackend, entry: ScheduleEntry, args: Any, kwargs: Any) -> base.Task:
+    """Return the entry's task as it is enqueued; raise ScheduleError if the arguments do not fit.
 
     Arguments that a function returns are not checked.
     """
+    path = entry.task_path
     try:
-        task = registry.find(path, backend.config.task_modules).using(backend=backend.alias)
+        found = registry.find(path, backend.config.task_modules)
+        task = found.using(
+            backend=backend.alias, queue_name=entry.queue_name, priority=entry.priority
+        )
     except TaskNotFound as error:
         raise ScheduleError(str(error)) from None
     except InvalidTask as error:
@@ -86,7 +90,7 @@ def make(backend: DatabaseBackend, entry: ScheduleEntry) -> tuple[Any, TaskResul
     Raise ScheduleError if its task does not exist or cannot be called with these arguments.
     """
     args, kwargs = entry.call()
-    task = check_call(backend, entry.task_path, args, kwargs)
+    task = check_call(backend, entry, args, kwargs)
     row, result = backend.prepare(task, args, kwargs)
     if entry.retain is not None:
         policy = payload.load(row.policy) if row.policy else {}
@@ -98,7 +102,7 @@ def make(backend: DatabaseBackend, entry: ScheduleEntry) -> tuple[Any, TaskResul
 def entry_of(row: PeriodicTask) -> ScheduleEntry:
     """Return the entry of a schedule made in the admin; raise ScheduleError if it is not valid."""
     try:
-        retain = Duration(row.retain) if row.retain else None
+        retain = duration_or_zero(row.retain) if row.retain else None
     except DurationError as error:
         raise ScheduleError(f"retain: {error}") from None
     args, kwargs = row.args or [], row.kwargs or {}
@@ -113,7 +117,7 @@ def run_now(backend: DatabaseBackend, row: PeriodicTask) -> bool:
     Without `overlap` nothing is enqueued while the previous run has not finished. Raise
     ScheduleError if this process cannot run it.
     """
-    registry.discover()
+    registry.discover(backend.config.task_modules)
     made_here = row.origin == periodic.ADMIN
     entry = entry_of(row) if made_here else entries_of(backend).get(row.key)
     if entry is None:

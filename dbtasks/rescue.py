@@ -10,6 +10,7 @@ from typing import Any
 from . import store
 from .backend import DatabaseBackend
 from .base.result import READY
+from .exceptions import PolicyUnreadable
 from .execution import outcomes
 from .models import ScheduledTask
 from .store import workers
@@ -43,13 +44,19 @@ def rescue(backend: DatabaseBackend) -> list[ScheduledTask]:
 
 def _lost(backend: DatabaseBackend, row: ScheduledTask, at: Any) -> store.Outcome:
     db = backend.database
-    fails = row.cancel_requested or row.lost + 1 >= MAX_LOST or not backend.may_retry_lost(row)
+    fails, more = row.cancel_requested or row.lost + 1 >= MAX_LOST, ""
+    try:
+        fails = fails or not backend.may_retry_lost(row)
+    except PolicyUnreadable as error:
+        # It may say that the task must not run twice.
+        fails, more = True, f"{error} So the task is not started again."
     return outcomes.lost(
         db,
         workers.claim_of(db, row),
         row.worker_id or "",
         fails=fails,
         is_cancelled=row.cancel_requested,
+        more=more,
         at=at,
         stay=backend.retain_failed(row) if fails else None,
     )

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 DUE, CLAIMING, ROWS = "store/due.py", "store/claiming.py", "store/rows.py"
+SETTLING = "store/settling.py"
 OPERATIONS, PURGING, WORKERS = "store/operations.py", "store/purging.py", "store/workers.py"
 RESCUE, OUTCOMES, INITIAL = "rescue.py", "execution/outcomes.py", "migrations/0001_queue.py"
 POSTGRESQL, MYSQL, SQLITE = (
@@ -69,7 +70,9 @@ MUTATIONS = [
     Mutation(DUE, "'{{}}' AND backend = %s", "'{{}}' AND %s <> ''"),
     Mutation(DUE, "hold_of('run_after', 'lost', now)", "hold_of('run_after', '0', now)"),
     Mutation(OPERATIONS, 'hold=_hold(db, "lost")', 'hold=_hold(db, "0")'),
-    Mutation(DUE, " AND queue_name IN (", " AND queue_name NOT IN ("),
+    Mutation(DUE, 'else "IN"', 'else "NOT IN"'),
+    Mutation(DUE, " AND queue_name {verb} (", " AND '' NOT IN ("),
+    Mutation(DUE, " if name not in queues]", "]"),
     Mutation(DUE, " AND run_after <= {now}"),
     Mutation(ROWS, "WHEN {run_after} > {now} THEN 'scheduled' ", ""),
     Mutation(ROWS, "WHEN {lost} >= {QUARANTINE_AFTER} THEN", "WHEN {lost} < 0 THEN"),
@@ -79,7 +82,7 @@ MUTATIONS = [
     Mutation(PURGING, "AND {_FINISHED} AND backend = %s", "AND {_FINISHED} AND %s <> ''"),
     Mutation(OPERATIONS, "_rows_by_id(db, ids).finished()", "_rows_by_id(db, ids)"),
     Mutation(OPERATIONS, "rows.filter(delete_after__lte=now(db))", "rows"),
-    Mutation(PURGING, "doomed = rows.filter", "doomed = ScheduledTask.objects.using(db).filter"),
+    Mutation(OPERATIONS, "doomed = rows.filter", "doomed = ScheduledTask.objects.using(db).filter"),
     Mutation(PURGING, "using(db).finished().filter(status", "using(db).filter(status"),
     Mutation(PURGING, ".filter(status__in=list(statuses))"),
     Mutation(PURGING, "rows = rows.filter(finished_at__lt=now(db) - age)", ""),
@@ -109,26 +112,30 @@ MUTATIONS = [
     Mutation(WORKERS, "if not running(db, worker_id):", "if True:"),
     Mutation(WORKERS, "._replace(fence=fences[pk_text(db, row.pk)])"),
     # The rescue
-    Mutation(RESCUE, "row.lost + 1 >= MAX_LOST or "),
+    Mutation(RESCUE, ' or row.lost + 1 >= MAX_LOST, ""', ', ""'),
     Mutation(RESCUE, "row.cancel_requested or row.lost", "row.lost"),
-    Mutation(RESCUE, " or not backend.may_retry_lost(row)"),
+    Mutation(RESCUE, "fails or not backend.may_retry_lost(row)", "fails"),
     Mutation(RESCUE, "if row.cancel_requested:", "if False:"),
     Mutation(OUTCOMES, "lost=claim.lost + 1,", "lost=claim.lost,"),
     Mutation(OUTCOMES, "attempt=claim.attempt - 1", "attempt=claim.attempt"),
+    Mutation(OPERATIONS, '"lost": 0, "releases": 0', '"lost": 0'),
     # Outcomes, on each database
     Mutation(ROWS, "CASE status WHEN 'RUNNING' THEN fence END = %s", "%s >= 0"),
     Mutation(ROWS, "CASE status WHEN 'RUNNING' THEN fence END", "fence"),
     Mutation(ROWS, "AND NOT (cancel_requested AND %s = 'READY')", "AND %s <> ''"),
-    Mutation(SQLITE, "(id, fence, status) IN", "(id, fence, status) NOT IN"),
+    Mutation(SETTLING, "== (outcome.fence, RUNNING)", "!= (0, RUNNING)"),
+    Mutation(SETTLING, "and not (asked and outcome.status == READY)", ""),
+    Mutation(SETTLING, "if row[:6] == _counts(o)}", "}"),
     Mutation(POSTGRESQL, 'hold_of("k.run_after", "k.lost"', 'hold_of("k.run_after", "0"'),
     Mutation(MYSQL, 'hold_of("v.run_after", "v.lost"', 'hold_of("v.run_after", "0"'),
     Mutation(POSTGRESQL, "THEN fence END = v.fence", "THEN v.fence END = v.fence"),
     Mutation(POSTGRESQL, "CASE status WHEN 'RUNNING' THEN fence END", "fence"),
-    Mutation(POSTGRESQL, " FOR NO KEY UPDATE SKIP LOCKED"),
+    Mutation(POSTGRESQL, " {limit} FOR NO KEY UPDATE SKIP LOCKED", " {limit}"),
+    Mutation(POSTGRESQL, 'else "FOR NO KEY UPDATE SKIP LOCKED"', 'else "FOR NO KEY UPDATE"'),
     Mutation(MYSQL, "t.fence = v.fence AND t.status = 'RUNNING'", "t.status = 'RUNNING'"),
     Mutation(MYSQL, "t.fence = v.fence AND t.status = 'RUNNING'", "t.fence = v.fence"),
-    Mutation(MYSQL, "t.fence = v.fence AND t.status = v", "t.status = v"),
-    Mutation(MYSQL, " FOR UPDATE SKIP LOCKED"),
+    Mutation(MYSQL, ":d} FOR UPDATE SKIP LOCKED", ":d} FOR UPDATE"),
+    Mutation(MYSQL, '            "FOR UPDATE SKIP LOCKED"', '            "FOR UPDATE"'),
     # What the database itself forbids
     Mutation(INITIAL, '("backend", "schedule_key", "tick")', '("tick", "id")'),
 ]

@@ -12,6 +12,16 @@ from demo.settings import MIDDLEWARE, TEMPLATES
 
 __all__ = ["MIDDLEWARE", "TEMPLATES"]
 
+# Set where systemd runs the tests. A runner that it starts waits for its database.
+os.environ.pop("INVOCATION_ID", None)
+
+if os.environ.get("TEST_DRIVER") == "pymysql":
+    import pymysql
+
+    # What Django asks mysqlclient for.
+    pymysql.version_info = (2, 2, 7, "final", 0)
+    pymysql.install_as_MySQLdb()
+
 # Files, because threads and processes cannot share a database in memory.
 FILES = Path(__file__).resolve().parent / ".db"
 FILES.mkdir(exist_ok=True)
@@ -20,6 +30,10 @@ FILES.mkdir(exist_ok=True)
 def test_database(suffix: str = "") -> dict[str, Any]:
     """Return the entry of DATABASES whose test database has `suffix` in its name."""
     entry = database(os.environ.get("TEST_DATABASE") or sqlite_url(FILES / "dbtasks.sqlite3"))
+    # What a URL cannot carry, such as {"server_side_binding": true}.
+    entry.setdefault("OPTIONS", {}).update(json.loads(os.environ.get("TEST_OPTIONS", "{}")))
+    # A pooler that shares sessions has none.
+    entry["DISABLE_SERVER_SIDE_CURSORS"] = os.environ.get("TEST_SERVER_SIDE_CURSORS") == "off"
     name = Path(entry["NAME"])
     if entry["ENGINE"] == "django.db.backends.sqlite3":
         # `test --parallel` copies the file alone: nothing may be left in the log beside it.

@@ -119,6 +119,20 @@ def fail(message: str = "no") -> None:
     raise ValueError(message)
 
 
+@task(takes_context=True)
+def fail_once(context: Any) -> None:
+    if context.attempt == 1:
+        raise ValueError("once")
+
+
+@task
+def fail_on_commit() -> None:
+    def fail() -> None:
+        raise ValueError("on commit")
+
+    transaction.on_commit(fail)
+
+
 @task
 def interrupt() -> None:
     ran.append("interrupt")
@@ -220,3 +234,13 @@ def stay(folder: str, name: str) -> str:
 @task
 def rest(seconds: float) -> None:
     time.sleep(seconds)
+
+
+@task
+def halt_loop() -> None:
+    """Let the loop of the runner stand still in its next round, for good."""
+    from dbtasks.db import timeouts
+    from dbtasks.runner import rounds, run
+
+    timeouts.FILE_TIMEOUT = run.CALL_TIMEOUT = 0.5
+    rounds.Rounds.round = lambda self: threading.Event().wait()  # type: ignore[method-assign]

@@ -83,3 +83,20 @@ class NamesTests(SimpleTestCase):
         ]
 
         self.assertEqual([], found)
+
+    def test_no_module_is_named_as_an_export(self):
+        """``import dbtasks.x`` must not bind a function or a class that is called x."""
+        found = []
+        for face in sorted(PACKAGE.rglob("__init__.py")):
+            names = {
+                alias.asname or alias.name
+                for node in ast.walk(ast.parse(face.read_text()))
+                if isinstance(node, ast.ImportFrom)
+                for alias in node.names
+                if (node.module or "") != ""
+            }
+            modules = {path.stem for path in face.parent.glob("*.py")}
+            modules |= {path.parent.name for path in face.parent.glob("*/__init__.py")}
+            found += [f"{face.parent.name}.{name}" for name in sorted(names & modules)]
+
+        self.assertEqual([], found)

@@ -39,7 +39,7 @@ import dbtasks
 import dbtasks.testing
 from dbtasks import Periodic, Task
 from dbtasks.backend import DatabaseBackend
-from dbtasks.options.runner import FLAGS
+from dbtasks.options.runner import FLAGS, WAIT
 from tests.support.levels import LEVELS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,7 +152,7 @@ class PageTests(SimpleTestCase):
         shown = table("docs/runner.md", "Flags")
         variables = table("docs/deployment.md", "Environment variables")
 
-        for name, flag in FLAGS.items():
+        for name, flag in (FLAGS | {"wait": WAIT}).items():
             with self.subTest(name):
                 names = ", ".join(f"`{each}`" for each in flag.names)
                 self.assertEqual(f"{flag.otherwise} | {flag.meaning}", shown.get(names))
@@ -165,7 +165,8 @@ class PageTests(SimpleTestCase):
         """The table and the help agree."""
         parser = load_command_class("dbtasks", "dbtasks").create_parser("manage.py", "dbtasks")
         [own] = [
-            set(action.choices["periodic"]._option_string_actions) - {"-h", "--help"}
+            set(action.choices["periodic"]._option_string_actions)
+            - set(parser._option_string_actions)
             for action in parser._actions
             if isinstance(action.choices, dict)
         ]
@@ -198,7 +199,7 @@ class PageTests(SimpleTestCase):
     def test_the_table_of_checks_lists_every_one(self):
         """The table and the code agree."""
         sources = (ROOT / "dbtasks").rglob("*.py")
-        ids = {id for path in sources for id in re.findall(r"dbtasks\.[EW]\d+", path.read_text())}
+        ids = {id for path in sources for id in re.findall(r"dbtasks\.[EWI]\d+", path.read_text())}
 
         self.assertEqual(ids, {*map(_bare, table("docs/options.md", "Checks"))})
 
@@ -224,6 +225,14 @@ class PageTests(SimpleTestCase):
         public = {f"{m.__name__}.{name}" for m in modules for name in m.__all__}
 
         self.assertLessEqual(public, shown)
+
+    def test_pip_is_not_the_only_way_to_uv(self):
+        """Debian's Python, for example, refuses it outside of virtual environments (PEP 668)."""
+        for page, text in PAGES.items():
+            if "pip install uv" in text:
+                with self.subTest(page):
+                    self.assertIn("*externally managed*", text)
+                    self.assertRegex(text, r"`pipx (run|install) uv\b")
 
     def test_the_deployment_files_name_commands_that_exist(self):
         """systemd, Compose and Procfile start the runner with flags it knows."""

@@ -22,7 +22,9 @@ BEFORE_APPS = "tasks, and with them their backend, are imported before apps are 
 # Imports inside of functions, each with its reason.
 LAZY = {
     ("__init__", "inline"): "what runs tasks needs the models",
+    ("__init__", "distribution"): "few ask for the version",
     ("apps", "checks"): "models cannot be imported before their app is ready",
+    ("apps", "inline"): "models cannot be imported before their app is ready",
     **{
         ("backend", name): BEFORE_APPS
         for name in (
@@ -40,6 +42,8 @@ LAZY = {
         (f"contrib.{name}", "contrib.embedded"): "the server loads Django's apps first"
         for name in ("asgi", "gunicorn", "mule")
     },
+    ("pytest_plugin", "testing"): "pytest loads plugins before Django is configured",
+    ("pytest_plugin", "testing.runner"): "pytest loads plugins before Django is configured",
     ("contrib.mule", "processes.run"): "the mule loads Django's apps first",
     ("contrib.serve.management.commands.serve", "contrib.serve.watch"): "only with --reload",
 }

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
 from django.contrib.admin.utils import quote
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -31,12 +32,13 @@ from ..operations import (
     expired,
 )
 from .changelist import bounded_count
+from .databases import QueueAdmin
 
 # Rows that an action changes in one transaction: few, so that it holds its locks for a short time.
 BATCH = 500
 
 
-class TaskActions(admin.ModelAdmin):
+class TaskActions(QueueAdmin):
     """The actions on rows."""
 
     @admin.action(permissions=["change"], description=_("Retry failed tasks"))
@@ -109,13 +111,13 @@ class TaskActions(admin.ModelAdmin):
         )
         if "from_detail" not in request.POST:
             return None
-        return HttpResponseRedirect(
-            reverse(
-                f"admin:{self.opts.app_label}_{self.opts.model_name}_change",
-                args=[quote(request.POST[ACTION_CHECKBOX_NAME])],
-                current_app=self.admin_site.name,
-            )
+        url = reverse(
+            f"admin:{self.opts.app_label}_{self.opts.model_name}_change",
+            args=[quote(request.POST[ACTION_CHECKBOX_NAME])],
+            current_app=self.admin_site.name,
         )
+        kept: Any = {"preserved_filters": self.get_preserved_filters(request), "opts": self.opts}
+        return HttpResponseRedirect(add_preserved_filters(kept, url))
 
     def _move(self, request: HttpRequest, db: str, ids: list[UUID], operation: Operation) -> int:
         """Apply the operation to a batch and log it in one transaction; return how many changed."""

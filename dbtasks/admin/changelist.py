@@ -9,20 +9,13 @@ from typing import Any
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
-from django.db import DEFAULT_DB_ALIAS
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
-from ..backend import our_backends
 from .render import _PARTS, STATES
 
 # Rows that are counted, and so can be paged through. Counting ten million rows takes seconds.
 MAX_COUNT = 10_000
-
-
-def database() -> str:
-    """Return the alias of the database whose rows are shown: that of the first of our backends."""
-    return next((backend.database for backend in our_backends()), DEFAULT_DB_ALIAS)
 
 
 class Many(int):
@@ -54,9 +47,10 @@ class TaskList(ChangeList):
         return ["-id"]
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> Any:
-        # The list does not show these fields, which may be large.
+        # The list does not show these fields, which may be large. It needs the meta, which notes
+        # the arguments that are secrets.
         rows = super().get_queryset(request, exclude_parameters)
-        return rows.defer("return_value", "meta", "policy")
+        return rows.defer("return_value", "policy")
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)

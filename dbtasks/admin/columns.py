@@ -16,6 +16,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..base import payload
 from ..base.result import FAILED, RUNNING, SUCCESSFUL
+from ..base.secrets import without_note
 from ..exceptions import TaskCancelled
 from ..models import ScheduledTask
 from .mask import Mask
@@ -58,7 +59,7 @@ class TaskColumns:
         """Show the beginning of the arguments."""
         mask = Mask(row)
         args = [as_json(item) for item in mask.args()]
-        kwargs = [f"{k}={as_json(v)}" for k, v in mask.value(row.kwargs or {}).items()]
+        kwargs = [f"{k}={as_json(v)}" for k, v in mask.kwargs().items()]
         text = Truncator(", ".join([*args, *kwargs])).chars(MAX_PREVIEW)
         return format_html("<code>{}</code>", text) if text else ""
 
@@ -109,7 +110,7 @@ class TaskColumns:
     @admin.display(description=_("keyword arguments"))
     def keyword_arguments(self, row: ScheduledTask) -> str:
         """Show the keyword arguments."""
-        return as_pretty_json(Mask(row).value(row.kwargs or {}))
+        return as_pretty_json(Mask(row).kwargs())
 
     @admin.display(description=_("return value"))
     def result(self, row: ScheduledTask) -> str:
@@ -121,7 +122,8 @@ class TaskColumns:
     @admin.display(description=_("meta"))
     def extra(self, row: ScheduledTask) -> str:
         """Show the meta of the task, which is stored with the row."""
-        return NOTHING if row.meta is None else as_pretty_json(Mask(row).value(row.meta))
+        meta = without_note(row.meta)
+        return NOTHING if meta is None else as_pretty_json(Mask(row).value(meta))
 
     @admin.display(description=_("attempts"))
     def attempts(self, row: ScheduledTask) -> str:
@@ -185,18 +187,20 @@ def _starts(row: ScheduledTask) -> Iterator[tuple[int | None, str | None, Any]]:
     A row keeps its last errors only, so they are matched with the starts from the end. A running or
     successful start has no error, and the cancel of a waiting row has no start.
     """
-    errors = list(row.errors or [])
+    errors = row.errors[:] if isinstance(row.errors, list) else []
     waited = bool(errors) and is_cancel(errors[-1]) and errors[-1][1] == str(TaskCancelled())
     after = [errors.pop()] if waited else []
-    workers = list(row.worker_ids or [])
+    workers = row.worker_ids[:] if isinstance(row.worker_ids, list) else []
     ended = workers[:-1] if row.status == SUCCESSFUL else workers
     before = len(ended) - len(errors)
+    # The row has forgotten the workers before these.
+    first = max(0, row.attempt - len(workers) - bool(row.worker_id)) + 1
     for error in errors[: max(0, -before)]:
         yield None, None, error
     for n, worker in enumerate(workers):
-        yield n + 1, worker, errors[n - before] if 0 <= n - before < len(errors) else None
+        yield first + n, worker, errors[n - before] if 0 <= n - before < len(errors) else None
     if row.worker_id:
-        yield len(workers) + 1, row.worker_id, None
+        yield first + len(workers), row.worker_id, None
     for error in after:
         yield None, None, error
 

@@ -4,7 +4,7 @@ Owns the names of the states, times in words, and JSON as HTML. Never reads the 
 """
 
 import json
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.utils import timezone
@@ -14,7 +14,7 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext, pgettext_lazy
 
 from ..base import payload
-from ..base.result import FAILED, READY, RUNNING, SUCCESSFUL, class_path
+from ..base.result import FAILED, READY, RUNNING, SUCCESSFUL, class_path, error_message
 from ..exceptions import TaskCancelled
 from ..models import ScheduledTask
 
@@ -53,14 +53,9 @@ def is_cancel(error: tuple[str, str]) -> bool:
 
 
 def error_line(path: str, text: str) -> str:
-    """Return the exception's class, without module, and the last line of its message."""
-    name = path.rpartition(".")[2]
-    last = next((line for line in reversed(text.splitlines()) if line.strip()), "").strip()
-    for prefix in (path, name):
-        if last == prefix or last.startswith(f"{prefix}:"):
-            last = last[len(prefix) + 1 :].strip()
-            break
-    return Truncator(f"{name}: {last}" if last else name).chars(MAX_LINE)
+    """Return the exception's class, without module, and the first line of its message."""
+    name, message = path.rpartition(".")[2], error_message(path, text)
+    return Truncator(f"{name}: {message}" if message else name).chars(MAX_LINE)
 
 
 def humanize(length: timedelta) -> str:
@@ -81,7 +76,9 @@ def humanize(length: timedelta) -> str:
 
 def ago(at: datetime) -> str:
     """Return in words how far the moment is from now."""
-    distance = timezone.now() - at
+    # With USE_TZ=False, ticks of schedules are aware and all other times are naive.
+    now = datetime.now(UTC)
+    distance = now - at if timezone.is_aware(at) else timezone.make_naive(now) - at
     if distance < timedelta():
         return gettext("in %s") % humanize(-distance)
     return gettext("%s ago") % humanize(distance)

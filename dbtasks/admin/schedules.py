@@ -3,12 +3,14 @@
 Owns their form and their actions. Never fires a tick by itself.
 """
 
+from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlencode
 
 from django import forms
 from django.contrib import admin, messages
-from django.core.exceptions import ValidationError
-from django.http import HttpRequest
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.tasks import task_backends
 from django.urls import reverse
 from django.utils import timezone
@@ -17,14 +19,43 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from .. import firing
-from ..backend import backend_of, our_backends
-from ..exceptions import ScheduleError
+from ..backend import DatabaseBackend, backend_of, our_backends
+from ..exceptions import DurationError, ScheduleError
 from ..models import PeriodicTask
-from ..stats import last_run
+from ..schedule.duration import duration_or_zero
+from ..schedule.zones import parse_zone
+from ..stats import is_orphaned, last_run
 from ..store import periodic
-from .changelist import database
+from .databases import PARAMETER, QueueAdmin, databases, show
 from .mask import Mask
 from .render import NOTHING, STATES, as_json, moment, state_of
+
+
+def _check_task(backend: DatabaseBackend, row: PeriodicTask) -> None:
+    # The functions stand for arguments, which are not checked yet.
+    firing.check_call(backend, firing.entry_of(row), list, dict)
+
+
+def _check_arguments(backend: DatabaseBackend, row: PeriodicTask) -> None:
+    entry = firing.entry_of(row)
+    firing.check_call(backend, entry, entry.args, entry.kwargs)
+
+
+def _check_shapes(backend: DatabaseBackend, row: PeriodicTask) -> None:
+    if row.kwargs and not isinstance(row.kwargs, dict):
+        raise ScheduleError("kwargs must be a dict.")
+
+
+# The checks of a schedule in their order, each with the field that its message belongs to.
+_CHECKS: tuple[tuple[str, Callable[[DatabaseBackend, PeriodicTask], Any]], ...] = (
+    ("retain", lambda backend, row: row.retain and duration_or_zero(row.retain)),
+    ("timezone", lambda backend, row: parse_zone(row.timezone)),
+    ("spec", lambda backend, row: row.schedule),
+    ("kwargs", _check_shapes),
+    ("args", lambda backend, row: firing.entry_of(row)),
+    ("task_path", _check_task),
+    ("args", _check_arguments),
+)
 
 
 class PeriodicForm(forms.ModelForm):
@@ -67,14 +98,20 @@ class PeriodicForm(forms.ModelForm):
         values = super().clean()
         if self.errors or values is None:
             return values
-        names = [name for name in self.Meta.fields if name in values]
-        row = PeriodicTask(**{name: values[name] for name in names})
+        row = PeriodicTask(**{name: values[name] for name in self.Meta.fields if name in values})
         backend: Any = task_backends[row.backend]
-        try:
-            entry = firing.entry_of(row)
-            firing.check_call(backend, entry.task_path, entry.args, entry.kwargs)
-        except ScheduleError as error:
-            raise ValidationError(str(error)) from error
+        if self.instance.pk and self.instance._state.db != backend.database:
+            message = _("This backend is in another database. Add a new schedule for it.")
+            self.add_error("backend", message)
+            return values
+        # Where Django looks for a schedule with the same key.
+        self.instance._state.db = backend.database
+        for name, check in _CHECKS:
+            try:
+                check(backend, row)
+            except (DurationError, ScheduleError) as error:
+                self.add_error(name, str(error))
+                return values
         self._check_key(row)
         return values
 
@@ -91,9 +128,10 @@ class PeriodicForm(forms.ModelForm):
 
 
 @admin.register(PeriodicTask)
-class PeriodicTaskAdmin(admin.ModelAdmin):
+class PeriodicTaskAdmin(QueueAdmin):
     """The schedules. Those of settings can be paused, those made in the admin edited."""
 
+    has_unique_keys = False
     form = PeriodicForm
     fields = PeriodicForm.Meta.fields
     list_display = (
@@ -114,9 +152,6 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
     show_full_result_count = False
     actions = ("run_now", "pause", "resume")
 
-    def get_queryset(self, request: HttpRequest) -> Any:
-        return PeriodicTask.objects.using(database()).order_by("backend", "key")
-
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         names = super().get_fields(request, obj)
         if obj is None or self.has_change_permission(request, obj):
@@ -132,7 +167,9 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
         return super().has_change_permission(request) and (obj is None or _is_from_admin(obj))
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return super().has_delete_permission(request) and (obj is None or _is_from_admin(obj))
+        if not super().has_delete_permission(request):
+            return False
+        return obj is None or _is_from_admin(obj) or _is_orphaned(obj)
 
     def get_actions(self, request: HttpRequest, action_location: Any = None) -> dict[str, Any]:
         where = () if action_location is None else (action_location,)
@@ -143,10 +180,24 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
 
     def save_model(self, request: HttpRequest, obj: PeriodicTask, form: Any, change: bool) -> None:
         obj.origin = PeriodicTask.Origin.ADMIN
-        periodic.save(database(), obj)
+        # The form has checked that the backend is one of ours, and set its database.
+        show(request, _db_of(obj))
+        periodic.save(_db_of(obj), obj)
+
+    def response_add(
+        self, request: HttpRequest, obj: PeriodicTask, post_url_continue: Any = None
+    ) -> HttpResponse:
+        if len(databases()) < 2:
+            return super().response_add(request, obj, post_url_continue)
+        # Django's message would have a link without the database.
+        self.message_user(request, _("“%s” was added.") % obj, messages.SUCCESS)
+        url = reverse("admin:dbtasks_periodictask_changelist")
+        return HttpResponseRedirect(f"{url}?{urlencode({PARAMETER: _db_of(obj)})}")
 
     def delete_model(self, request: HttpRequest, obj: PeriodicTask) -> None:
-        periodic.forget(database(), [obj.pk])
+        if not periodic.forget(_db_of(obj), obj):
+            # A runner reported that it has the schedule after the page was shown.
+            raise PermissionDenied
 
     @admin.action(description=_("Run now"), permissions=["change"])
     def run_now(self, request: HttpRequest, queryset: Any) -> None:
@@ -196,7 +247,7 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
     @admin.display(description=_("keyword arguments"))
     def masked_kwargs(self, row: PeriodicTask) -> str:
         """Show the keyword arguments without their secrets."""
-        return as_json(Mask(row).value(row.kwargs or {}))
+        return as_json(Mask(row).kwargs())
 
     @admin.display(description=_("schedule"))
     def schedule(self, row: PeriodicTask) -> str:
@@ -213,7 +264,7 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
         """Show the last run and its state."""
         if row.last_tick is None:
             return NOTHING
-        run = last_run(database(), row)
+        run = last_run(_db_of(row), row)
         when = moment(row.last_tick, relative=True)
         if run is None:
             return when
@@ -231,6 +282,18 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
     def is_active(self, row: PeriodicTask) -> bool:
         """Show whether it is not paused."""
         return not row.paused
+
+
+def _is_orphaned(row: PeriodicTask) -> bool:
+    """Return whether neither this process nor a live runner has the schedule in its settings."""
+    backend = backend_of(row.backend)
+    is_own = backend is not None and row.key in firing.entries_of(backend)
+    return not is_own and is_orphaned(_db_of(row), row)
+
+
+def _db_of(row: PeriodicTask) -> str:
+    """Return the database of a row that was read, or that the form has placed."""
+    return str(row._state.db)
 
 
 def _is_from_admin(row: PeriodicTask) -> bool:

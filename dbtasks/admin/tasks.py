@@ -17,8 +17,9 @@ from .. import store
 from ..base.result import FAILED, READY, RUNNING
 from ..models import Hold, ScheduledTask
 from .actions import TaskActions
-from .changelist import BoundedPaginator, StateFilter, TaskList, database
+from .changelist import BoundedPaginator, StateFilter, TaskList
 from .columns import TaskColumns
+from .databases import DatabaseFilter
 
 # Newest rows that a search by path reads. No index serves it; this many take well under a second.
 SEARCHED = 100_000
@@ -26,7 +27,7 @@ SEARCHED = 100_000
 _BUTTONS = {"retry_failed": _("Retry"), "run_now": _("Run now"), "cancel": _("Cancel")}
 
 _ROUTE = ("queue_name", "priority", "attempt")
-_COUNTS = ("failures", "lost", "fence")
+_COUNTS = ("failures", "lost", "releases", "fence")
 _MARKS = (("status", "hold", "cancel_requested"), ("schedule_key", "tick"), "policy")
 
 
@@ -64,15 +65,12 @@ class ScheduledTaskAdmin(TaskColumns, TaskActions):
 
     # What there is to see
 
-    def get_queryset(self, request: HttpRequest) -> Any:
-        return ScheduledTask.objects.using(database())
-
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return TaskList
 
     def lookup_allowed(self, lookup: str, *args: Any, **kwargs: Any) -> bool:
         # ?kwargs__contains=… in the URL would reveal masked secrets letter by letter.
-        return lookup == StateFilter.parameter_name
+        return lookup in (StateFilter.parameter_name, DatabaseFilter.parameter_name)
 
     def get_search_results(
         self, request: HttpRequest, queryset: Any, search_term: str
@@ -105,7 +103,7 @@ class ScheduledTaskAdmin(TaskColumns, TaskActions):
         return super().has_delete_permission(request) and (obj is None or obj.is_finished)
 
     def delete_model(self, request: HttpRequest, obj: ScheduledTask) -> None:
-        if not store.delete(database(), [obj.pk]):
+        if not store.delete(str(obj._state.db), [obj.pk]):
             # The row was made READY again after the page was shown.
             raise PermissionDenied
 

@@ -9,11 +9,11 @@ from django.contrib import admin
 from django.http import HttpRequest
 
 from ..models import Worker
-from .changelist import database
+from .databases import QueueAdmin
 
 
 @admin.register(Worker)
-class WorkerAdmin(admin.ModelAdmin):
+class WorkerAdmin(QueueAdmin):
     """The runners, as they see each other. Read-only."""
 
     list_display = ("worker_id", "backend", "state", "started_at", "beat_at", "pid")
@@ -21,9 +21,6 @@ class WorkerAdmin(admin.ModelAdmin):
     list_filter = ("state",)
     readonly_fields = tuple(field.name for field in Worker._meta.fields)
     show_full_result_count = False
-
-    def get_queryset(self, request: HttpRequest) -> Any:
-        return Worker.objects.using(database())
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

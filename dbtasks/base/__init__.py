@@ -2,5 +2,6 @@
 
 Owns policies, payloads, and the registry of tasks. Never touches the database.
 
-Read in this order: lengths, payload, policy, registry, context, result, task.
+Read in this order: lengths, queues, payload, policy, secrets, registry, context, result, carried,
+task, stored.
 """

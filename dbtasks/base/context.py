@@ -4,10 +4,14 @@ Owns what a task can see of its run, and how it learns that it should end. Never
 """
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from django.tasks import base
+
+# The queue of the task that runs in this context; None outside of a task.
+current_queue: ContextVar[str | None] = ContextVar("dbtasks_queue", default=None)
 
 
 def _never() -> None:

@@ -6,9 +6,10 @@ Owns their validation and the arithmetic of delays. Never reads a clock, setting
 import math
 import random
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any
 
-from ..schedule.duration import Duration
+from ..schedule.duration import Duration, duration_or_zero
 
 # Seconds before the second attempt; doubled for each later one.
 FIRST_DELAY = 5.0
@@ -17,9 +18,14 @@ LONGEST_DELAY = 3600.0
 # A delay varies by this share, so that tasks that failed together are not retried together.
 JITTER = 0.5
 
+# A policy that is None is taken from OPTIONS. These say that there is no limit at all.
+NO_TIMEOUT = math.inf
+FOR_EVER = timedelta.max
+NO_LIMITS: dict[str, Any] = {"timeout": NO_TIMEOUT, "retain": FOR_EVER}
+
 # Seconds; a list of seconds, whose last item counts for all later attempts; or a function that
-# returns seconds, or None to give up.
-Backoff = float | tuple[float, ...] | Callable[[BaseException, Any], float | None]
+# returns a duration, or None to give up.
+Backoff = float | tuple[float, ...] | Callable[[BaseException, Any], float | timedelta | str | None]
 
 
 def exponential(failures: int) -> float:
@@ -35,7 +41,7 @@ def delay_after(
     """Return the seconds until the next attempt after `failures` failed ones; None to give up.
 
     `result` is called for the task's result if the backoff is a function. Raise ValueError if that
-    function does not return seconds or None.
+    function does not return a duration or None.
     """
     if backoff is None:
         return exponential(failures)
@@ -48,7 +54,11 @@ def delay_after(
 
 
 def seconds(value: Any) -> float:
-    """Return the value as seconds, 0 or more; raise ValueError if it is not valid."""
+    """Return the duration in seconds, 0 or more; raise ValueError if it is not valid."""
+    if isinstance(value, str):
+        return duration_or_zero(value).total_seconds()
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r} is not a valid number of seconds.")
     if not (math.isfinite(value) and value >= 0):
@@ -66,8 +76,9 @@ def check_backoff(value: Any) -> Backoff:
         return seconds(value)
     except ValueError:
         raise ValueError(
-            f"{value!r} is not a valid backoff. Use seconds, a list of seconds, or a module-level "
-            "function (exception, task_result) that returns seconds, or None to give up."
+            f"{value!r} is not a valid backoff. Use seconds, a timedelta, text such as '5m', "
+            "a list of these, or a module-level function (exception, task_result) that returns one "
+            "of them, or None to give up."
         ) from None
 
 
@@ -80,7 +91,12 @@ def check_attempts(value: Any) -> int:
 
 def check_timeout(value: Any) -> float:
     """Return the duration in seconds; raise DurationError if it is not valid."""
-    return Duration(value).total_seconds()
+    return NO_TIMEOUT if value == NO_TIMEOUT else Duration(value).total_seconds()
+
+
+def check_retain(value: Any) -> timedelta:
+    """Return how long a row is kept; raise DurationError if it is not valid."""
+    return FOR_EVER if value == FOR_EVER else duration_or_zero(value)
 
 
 def check_on_lost(value: Any) -> str:
@@ -88,6 +104,13 @@ def check_on_lost(value: Any) -> str:
     if value not in ("retry", "fail"):
         raise ValueError(f"{value!r} must be 'retry' or 'fail'.")
     return str(value)
+
+
+def check_meta(value: Any) -> dict[str, Any]:
+    """Return the value; raise ValueError if it is not a dict."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} must be a dict.")
+    return value
 
 
 def check_exceptions(value: Any) -> tuple[type[BaseException], ...]:

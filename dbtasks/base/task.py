@@ -13,7 +13,7 @@ from django.tasks import base, task_backends
 from django.tasks.exceptions import InvalidTask
 
 from ..exceptions import DurationError, TaskNotFound
-from ..schedule.duration import LONGEST, Duration
+from ..schedule.duration import LONGEST
 from . import policy, registry
 from .result import default_of
 
@@ -35,9 +35,10 @@ class Task(base.Task):
       up. The default starts at 5 seconds, doubles up to an hour, and varies by a half.
     - `retry_on`, `discard_on`: exceptions after which the task is retried, and those after which it
       never is.
-    - `timeout`: how long one attempt may take, given as a duration.
+    - `timeout`: how long one attempt may take, given as a duration; `math.inf` is no limit.
     - `on_lost`: what happens to a row whose worker is lost: ``"retry"`` or ``"fail"``.
-    - `retain`: how long the finished row stays, given as a duration.
+    - `retain`: how long the finished row stays, given as a duration; 0 lets runners delete it at
+      once.
     - `enqueue_on_commit`: write the row when the caller's transaction commits. True is the
       transaction of the default database, an alias that of another database.
     - `meta`: a dict of JSON that is stored with each call, such as a trace id.
@@ -78,12 +79,14 @@ class Task(base.Task):
     ) -> Self:
         """Return a copy with other values; None leaves a value as it is.
 
+        ``timeout=None`` and ``retain=None`` lift the limit of the task and that of OPTIONS.
         `run_after` is an aware datetime, or a timedelta that counts from each enqueue. Raise
         InvalidTask if a value is not valid, or is a function or an exception class, because a row
         stores no code. Raise TypeError if a name is not a policy.
         """
         changes = {"priority": priority, "queue_name": queue_name, "backend": backend, **policies}
         changes = {name: value for name, value in changes.items() if value is not None}
+        changes |= _lifted(policies)
         if unknown := changes.keys() - {f.name for f in fields(self)}:
             raise TypeError(f"using() got an unknown policy {min(unknown)!r}.")
         if isinstance(run_after, timedelta) and run_after > LONGEST:
@@ -117,14 +120,6 @@ class Task(base.Task):
         return results
 
 
-# The policies that using() may change, so that a row has to store them: name, to JSON, from JSON.
-POLICIES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    "max_attempts": (int, int),
-    "backoff": (lambda value: value, policy.check_backoff),
-    "timeout": (float, float),
-    "on_lost": (str, str),
-    "retain": (timedelta.total_seconds, Duration),
-}
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "max_attempts": policy.check_attempts,
     "backoff": policy.check_backoff,
@@ -132,16 +127,27 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "discard_on": policy.check_exceptions,
     "timeout": policy.check_timeout,
     "on_lost": policy.check_on_lost,
-    "retain": Duration,
+    "retain": policy.check_retain,
+    "meta": policy.check_meta,
 }
+
+
+def _lifted(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the limits that were given as None, which lifts them."""
+    names = [name for name in policy.NO_LIMITS if name in given and given[name] is None]
+    return {name: policy.NO_LIMITS[name] for name in names}
 
 
 def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a task of a module-level function: Django's ``@task`` with policies, also on 6.0.
 
     Takes the arguments of ``django.tasks.task`` (priority, queue_name, backend, takes_context) and
-    the policies of Task. Other backends, such as one for tests, ignore the policies. Raise
-    InvalidTask if the function or a value is not valid, TypeError if an argument is unknown.
+    the policies of Task. ``timeout=None`` and ``retain=None`` mean no limit, also if OPTIONS have
+    one. Other backends, such as one for tests, ignore the policies.
+
+    Runners find tasks of installed apps and of the project; OPTIONS["task_modules"] names other
+    modules. Raise InvalidTask if the function or a value is not valid, TypeError if an argument is
+    unknown.
     """
     if "run_after" in options:
         raise TypeError("run_after is set for one call. Use .using(run_after=...).")
@@ -151,6 +157,7 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         "backend": base.DEFAULT_TASK_BACKEND_ALIAS,
         "run_after": None,
         **options,
+        **_lifted(options),
     }
 
     def decorate(func: Callable[..., Any]) -> base.Task:
@@ -193,26 +200,3 @@ def _missing(path: str) -> Callable[..., Any]:
     missing.__module__, _, missing.__qualname__ = path.rpartition(".")
     missing.__name__ = missing.__qualname__
     return missing
-
-
-def policies_of(task: base.Task) -> dict[str, Any] | None:
-    """Return, as JSON, the policies in which the task differs from its declaration, or None."""
-    declared = registry.get(task.module_path)
-    if declared is task or not isinstance(task, Task):
-        return None
-    changed = {}
-    for name, (encode, _) in POLICIES.items():
-        value = getattr(task, name)
-        # A row stores no function; the declared task has it.
-        if value is None or callable(value):
-            continue
-        if value != getattr(declared, name, None):
-            changed[name] = encode(value)
-    return changed or None
-
-
-def decode_policies(policy: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the values of the task's fields for the policies of a row."""
-    return {
-        name: POLICIES[name][1](value) for name, value in (policy or {}).items() if name in POLICIES
-    }

@@ -5,12 +5,13 @@ Owns its text. Never starts anything.
 
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
 
 import django
 from django.db import connections
 
 from ..backend import DatabaseBackend
+from ..base.queues import AllBut, Served
+from ..distribution import version
 from ..runner.runner import Runner
 from ..stats import due_rows
 from .terminal import humanize_seconds, plural, printable
@@ -28,13 +29,13 @@ def banner(
     is to be replaced. `stop` is the sentence about how to stop it, if that is not Ctrl-C.
     """
     connection = connections[backend.database]
-    queues = runner.options.queues or sorted(backend.queues)
-    due = due_rows(backend.database, backend.alias, runner.options.queues)[: MANY + 1].count()
+    served = runner.options.served
+    due = due_rows(backend.database, backend.alias, served)[: MANY + 1].count()
     threads, options = plural(runner.options.workers, "thread"), runner.options
     lines = [
-        f"dbtasks {_version()}, Django {django.__version__}, Python {sys.version.split()[0]}",
+        f"dbtasks {version()}, Django {django.__version__}, Python {sys.version.split()[0]}",
         f"Backend {backend.alias!r} in {connection.display_name} "
-        f"{str(connection.settings_dict['NAME'])!r}, queues: {', '.join(queues) or 'all'}",
+        f"{str(connection.settings_dict['NAME'])!r}, queues: {_queues(served, backend)}",
         f"{f'{processes} processes with ' if processes > 1 else ''}{threads}"
         f"{' each' if processes > 1 else ''}, polling at least every "
         f"{humanize_seconds(options.loop_delay)}, {humanize_seconds(options.grace)} of grace",
@@ -48,8 +49,7 @@ def banner(
     return f"{text}\nWorker {{worker_id}}. {stop}"
 
 
-def _version() -> str:
-    try:
-        return version("dbtasks")
-    except PackageNotFoundError:  # run from a source tree
-        return "(source)"
+def _queues(served: Served, backend: DatabaseBackend) -> str:
+    if isinstance(served, AllBut):
+        return f"all but {', '.join(sorted(served))}"
+    return ", ".join(served or sorted(backend.queues)) or "all"

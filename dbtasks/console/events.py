@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import store
 from ..base import payload
-from ..base.result import FAILED, READY, SUCCESSFUL
+from ..base.result import FAILED, READY, SUCCESSFUL, error_message
 from ..execution.attempt import Attempt
 from ..execution.settling import Ended
 from ..store import Outcome
@@ -58,16 +58,18 @@ def _event(attempt: Attempt, outcome: Outcome) -> str:
 
 
 def _failure(outcome: Outcome) -> tuple[str | None, str | None]:
-    """Return the class and the last line of the outcome's error; None twice if it has none."""
+    """Return the class and the message of the outcome's error; None twice if it has none."""
     if outcome.status == SUCCESSFUL or not outcome.errors:
         return None, None
     path, text = payload.load(outcome.errors)[-1]
-    last = (text.strip().splitlines() or [""])[-1]
-    name = path.rpartition(".")[2]
-    # The last line of a traceback begins with the class, unless the message has several lines.
-    for prefix in (path, name):
-        last = last.removeprefix(f"{prefix}: ") if last != prefix else ""
-    return name, last
+    return path.rpartition(".")[2], error_message(path, text)
+
+
+def traceback_of(outcome: Outcome) -> str:
+    """Return the traceback of the outcome's last error, indented; "" if it has none."""
+    errors = payload.load(outcome.errors) if outcome.errors else []
+    lines = str(errors[-1][1]).splitlines() if errors else []
+    return "\n".join(f"  {printable(line, 2000)}" for line in lines)
 
 
 def as_line(fields: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from argparse import RawDescriptionHelpFormatter
 from dataclasses import replace
 from typing import Any
 
-from ..options.runner import FLAGS, Flag, command_defaults
+from ..options.runner import FLAGS, WAIT, Flag, command_defaults
 
 
 def add_runner_options(parser: Any, *names: str, **instead: dict[str, Any]) -> None:
@@ -22,10 +22,15 @@ def add_runner_options(parser: Any, *names: str, **instead: dict[str, Any]) -> N
             parser.add_argument(*flag.names, dest=name, **_arguments(flag, defaults[name]))
 
 
+def add_wait(parser: Any, **instead: Any) -> None:
+    """Add the flag that says for how long the command waits for its database."""
+    parser.add_argument(*WAIT.names, dest="wait", **_arguments(replace(WAIT, **instead), None))
+
+
 def _arguments(flag: Flag, default: Any) -> dict[str, Any]:
     """Return the keyword arguments of add_argument()."""
     arguments: dict[str, Any] = {"help": flag.help, "default": default, **flag.extra}
-    if "action" not in flag.extra:
+    if flag.extra.get("action") in (None, "extend"):
         arguments["type"] = flag.read
     if flag.metavar is not None:
         arguments["metavar"] = flag.metavar

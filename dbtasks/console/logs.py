@@ -6,6 +6,7 @@ Owns a handler that exists while the command runs. Never changes a project's LOG
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,7 +14,11 @@ from typing import Any
 
 from django.conf import settings
 
+from ..db.service import OUTAGE_MARK
 from .terminal import Terminal, printable
+
+# Seconds between two lines that say the same about a database that is away.
+OUTAGE_INTERVAL = 60.0
 
 
 class _Formatter(logging.Formatter):
@@ -40,6 +45,24 @@ class _Formatter(logging.Formatter):
         )
 
 
+class OncePerMinute(logging.Filter):
+    """Drops a record about a database that is away, if its like was shown within a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # By message: when it was shown last, on the monotonic clock.
+        self._shown: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not getattr(record, OUTAGE_MARK, False):
+            return True
+        now, key = time.monotonic(), (record.name, str(record.msg))
+        if now - self._shown.get(key, -OUTAGE_INTERVAL) < OUTAGE_INTERVAL:
+            return False
+        self._shown[key] = now
+        return True
+
+
 @contextmanager
 def log_output(
     screen: Terminal, verbosity: int, as_json: bool = False, process: int | None = None
@@ -54,6 +77,8 @@ def log_output(
     if verbosity:
         handler = logging.StreamHandler(screen)
         handler.setFormatter(_Formatter(as_json, process))
+        if verbosity == 1:
+            handler.addFilter(OncePerMinute())
     silent = not ours.handlers and not logging.getLogger().handlers
     if silent:
         ours.addHandler(handler)

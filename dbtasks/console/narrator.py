@@ -13,7 +13,7 @@ from ..base.result import FAILED, SUCCESSFUL
 from ..db.service import Service
 from ..execution.settling import Ended
 from ..runner.runner import Runner
-from .events import as_line, describe
+from .events import as_line, describe, traceback_of
 from .progress import Progress
 from .terminal import plural
 
@@ -77,7 +77,8 @@ class Narrator(Service):
             self.has_begun = True
             worker_id = self._runner.worker_id
             text = self._banner.format(worker_id=worker_id)
-            self._report.say(text, event="runner.started", worker_id=worker_id)
+            if text:
+                self._report.say(text, event="runner.started", worker_id=worker_id)
             while self._write():
                 pass
             self._close_window()
@@ -129,6 +130,8 @@ class Narrator(Service):
         fields = describe(ended)
         self._shown += 1
         line = f"{time.strftime('%H:%M:%S')} {self._report.styled(as_line(fields), fields)}"
+        if self._report.shows_tracebacks and ended[1].status == FAILED:
+            line += f"\n{traceback_of(ended[1])}"
         self._report.write(line, fields)
 
     def _open_window(self) -> None:

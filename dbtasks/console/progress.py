@@ -65,7 +65,7 @@ class Progress:
     def _count_due(self) -> int | None:
         try:
             backend = self._backend
-            return due_rows(backend.database, backend.alias, self._runner.options.queues).count()
+            return due_rows(backend.database, backend.alias, self._runner.options.served).count()
         except DatabaseError:  # the runner reports the error itself, and tries again
             connections[self._backend.database].close()
             return None

@@ -4,10 +4,13 @@ Owns the counts of a run and all that is printed about it. Never changes how it 
 """
 
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+
+from django.conf import settings
 
 from ..backend import check_backend
 from ..base.result import FAILED, READY, SUCCESSFUL
@@ -46,6 +49,8 @@ class Report:
         self._runner: Runner | None = None
         self._narrator: Narrator | None = None
         self._began = 0.0
+        # True when code has changed: the next runner takes over, and this one says nothing of it.
+        self.is_replaced = False
 
     @property
     def failed(self) -> int:
@@ -61,6 +66,17 @@ class Report:
     def is_verbose(self) -> bool:
         """Whether each task gets a line even if there is a bar."""
         return self._verbosity > 1
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether people read it who have not asked for more."""
+        return self._verbosity == 1 and not self.as_json
+
+    @property
+    def shows_tracebacks(self) -> bool:
+        """Whether the traceback of each failed task is shown, because no log shows it."""
+        quiet = not (settings.LOGGING or settings.DEBUG or logging.getLogger().handlers)
+        return self.is_verbose and quiet
 
     @property
     def can_draw(self) -> bool:
@@ -112,7 +128,7 @@ class Report:
         if self._narrator is None or self._runner is None:
             return
         self._narrator.finish(2.0)
-        if self._narrator.has_begun:
+        if self._narrator.has_begun and not (self.is_replaced and self.is_brief):
             self._sum_up(self._runner.released, time.monotonic() - self._began)
 
     def _sum_up(self, released: int, elapsed: float) -> None:

@@ -4,7 +4,6 @@ Owns its configuration by environment variables, and the rule that one process p
 at a time. Never ends the process: the server does.
 """
 
-import fcntl
 import logging
 import math
 import os
@@ -73,6 +72,14 @@ def is_wanted() -> bool:
     return bool(_read("DBTASKS_RUNNER", os.environ.get("DBTASKS_RUNNER") or "on", values.switch))
 
 
+def _check_platform() -> None:
+    if sys.platform == "win32":
+        raise ImproperlyConfigured(
+            "A runner inside a web server needs a POSIX system, such as Linux or macOS. Set "
+            "DBTASKS_RUNNER=off, and run 'manage.py taskrunner' beside the server."
+        )
+
+
 def make_runner(options: dict[str, Any]) -> Runner:
     """Return a runner with these arguments.
 
@@ -82,7 +89,8 @@ def make_runner(options: dict[str, Any]) -> Runner:
         runner = Runner(**options)
     except ValueError as error:
         raise CommandError(str(error)) from error
-    preflight.check_queues(preflight.one_backend(runner.options.backend), runner.options.queues)
+    own = runner.options
+    preflight.check_queues(preflight.one_backend(own.backend), own.queues, own.exclude_queues)
     return runner
 
 
@@ -122,8 +130,11 @@ class MasterSignals(Signals):
     _last = 0.0
 
     def wanted(self) -> list[signal.Signals]:
-        # The master sends them to stop and to reload, also under nohup.
-        return [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+        wanted = [signal.SIGINT, signal.SIGTERM]
+        if sys.platform != "win32":
+            # The master sends it to reload, also under nohup.
+            wanted.append(signal.SIGHUP)
+        return wanted
 
     def take(self, number: int, why: str | None = None) -> None:
         now = time.monotonic()
@@ -147,7 +158,13 @@ def lock_path(backend: str) -> Path:
 
     key = [settings.SETTINGS_MODULE, getattr(settings, "BASE_DIR", os.getcwd()), backend]
     digest = sha256("\0".join(map(str, key)).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir(), f"dbtasks-{os.geteuid()}-{digest}.lock")
+    return Path(tempfile.gettempdir(), f"dbtasks-{_user()}-{digest}.lock")
+
+
+def _user() -> int | None:
+    if sys.platform == "win32":
+        return None
+    return os.geteuid()
 
 
 # Locks that this process holds. The operating system would grant them to the same process again,
@@ -178,22 +195,32 @@ def _take(path: Path) -> int | None:
     with _guard:
         if path in _held:
             return None
-        try:
-            # Other users may write to that folder: do not follow a link, and do not block.
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            fd = os.open(path, flags, 0o600)
-        except OSError as error:
-            raise RunnerError(
-                f"The lock file {str(path)!r} cannot be opened: {error.strerror}. Set DBTASKS_LOCK "
-                "to a file that this user may write."
-            ) from error
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            return None
-        _held.add(path)
+        fd = _locked(path)
+        if fd is not None:
+            _held.add(path)
         return fd
+
+
+def _locked(path: Path) -> int | None:
+    """Open the file and lock it; return the descriptor, None if another process has the lock."""
+    if sys.platform == "win32":  # Embedded refuses to start there
+        return None
+    import fcntl
+
+    try:
+        # Other users may write to that folder: do not follow a link, and do not block.
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        raise RunnerError(
+            f"The lock file {str(path)!r} cannot be opened: {error.strerror}. Set DBTASKS_LOCK "
+            "to a file that this user may write."
+        ) from error
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
 
 
 class Embedded:
@@ -204,10 +231,11 @@ class Embedded:
     """
 
     def __init__(self, host: str, most_grace: float = math.inf, **defaults: Any) -> None:
-        """Raise ImproperlyConfigured or CommandError if an argument is not valid.
+        """Raise ImproperlyConfigured or CommandError if an argument is not valid, or on Windows.
 
         The grace is at most `most_grace` seconds, because the server waits no longer.
         """
+        _check_platform()
         self._host, self._options = host, configured(**{"grace": 30.0} | defaults)
         self._options["grace"] = min(self._options["grace"], most_grace)
         make_runner(self._options)

@@ -4,6 +4,7 @@ Owns how a task leaves them, and calls after a commit. Never opens one.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,14 +12,22 @@ from typing import Any
 
 from django.db import DatabaseError, connections, transaction
 
+from .full_servers import wait_for_room, waits_for_room
+
 logger = logging.getLogger("dbtasks.runner")
+
+# Seconds that a connection is kept between tasks. After a failover, a connection may lead to a
+# server that is read-only for ever.
+MAX_KEPT = 60.0
+# The attribute of Django's connections with the end of that time.
+_KEPT = "_dbtasks_close_at"
 
 
 def leave_clean(task_path: str, keep: bool = False) -> None:
     """Close this thread's connections that are broken, too old, or inside a transaction.
 
     Runs between two tasks of one thread. A transaction left open is rolled back, with a warning.
-    With `keep`, connections that Django would close after each request stay open for the next task.
+    With `keep`, connections that Django would close after each request stay open for a minute.
     A connection from a pool always returns to it.
     """
     for connection in connections.all(initialized_only=True):
@@ -30,13 +39,59 @@ def leave_clean(task_path: str, keep: bool = False) -> None:
             )
             drop(connection)
             continue
-        settings = connection.settings_dict
-        if keep and not settings["CONN_MAX_AGE"] and not settings["OPTIONS"].get("pool"):
-            connection.close_at = None
+        if keep:
+            _keep(connection)
         try:
             connection.close_if_unusable_or_obsolete()
         except Exception:  # whatever a driver raises when a broken connection is closed
             drop(connection)
+
+
+def _keep(connection: Any) -> None:
+    """Let a connection that Django would close after each request live for MAX_KEPT seconds."""
+    settings = connection.settings_dict
+    if settings["CONN_MAX_AGE"] != 0 or settings["OPTIONS"].get("pool"):
+        return
+    # Django has set this to the time of connecting.
+    if connection.close_at is not None and connection.close_at != getattr(connection, _KEPT, None):
+        connection.close_at = time.monotonic() + MAX_KEPT
+        setattr(connection, _KEPT, connection.close_at)
+
+
+def leave_for_next(task_path: str, keep: bool) -> None:
+    """Leave this thread's connections as the next task of the thread may find them.
+
+    With `keep` they stay open; otherwise nothing is left of them.
+    """
+    if keep:
+        leave_clean(task_path, keep=True)
+    else:
+        leave_nothing(task_path)
+
+
+def leave_nothing(task_path: str) -> None:
+    """Close this thread's connections, with all that a task may have left in their sessions.
+
+    Django's own objects go with them: packages keep the tenant of a connection there, for example.
+    """
+    connection: Any
+    for connection in connections.all(initialized_only=True):
+        if connection.in_atomic_block:
+            logger.warning(
+                "%s left a transaction open on %r; it was rolled back", task_path, connection.alias
+            )
+        if not (connection.vendor == "sqlite" and connection.is_in_memory_db()):
+            drop(connection)
+
+
+def pool_size(db: str) -> int | None:
+    """Return how many connections that database's pool holds at most; None without a pool."""
+    pool = connections[db].settings_dict.get("OPTIONS", {}).get("pool")
+    if not pool:
+        return None
+    # psycopg_pool's own defaults: min_size is 4, max_size is min_size.
+    sizes = pool if isinstance(pool, dict) else {}
+    return int(sizes.get("max_size") or sizes.get("min_size", 4))
 
 
 def roll_back_open(connection: Any, depth: int, task_path: str) -> None:
@@ -46,6 +101,12 @@ def roll_back_open(connection: Any, depth: int, task_path: str) -> None:
             "%s left a transaction open on %r; it was rolled back", task_path, connection.alias
         )
         block.__exit__(RuntimeError, None, None)
+
+
+def is_tested(connection: Any) -> bool:
+    """Return whether the innermost open transaction is the one a TestCase opens around a test."""
+    blocks = connection.atomic_blocks
+    return bool(blocks) and bool(getattr(blocks[-1], "_from_testcase", False))
 
 
 def drop(connection: Any) -> None:
@@ -60,6 +121,32 @@ def drop(connection: Any) -> None:
         connection.close()
     # The next use gets a new wrapper: the old one still lists its open blocks.
     del connections[connection.alias]
+    if waits_for_room(connection):
+        wait_for_room(connections[connection.alias])
+
+
+def discard(connection: Any) -> None:
+    """Close the connection to the server for good, also if a pool would keep it.
+
+    After a failover it may still lead to the node that was demoted. The wrapper is kept, with the
+    settings that it has.
+    """
+    if not any(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks):
+        # An error in the middle of a commit may have left it.
+        connection.in_atomic_block = False
+    with suppress(Exception):  # whatever the driver raises for a broken connection
+        if connection.settings_dict["OPTIONS"].get("pool"):
+            connection.connection.close()
+    try:
+        connection.close()
+    except Exception:  # the wrapper must not keep what cannot be closed
+        connection.connection = None
+
+
+def discard_all() -> None:
+    """Close every connection of this thread for good."""
+    for connection in connections.all(initialized_only=True):
+        discard(connection)
 
 
 def disconnect() -> None:

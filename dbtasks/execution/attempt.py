@@ -1,205 +1,50 @@
-"""One start of one claimed row.
+"""One attempt: a start of a claimed row, until its outcome is known.
 
-Owns what is known about it: its task, when it began, whether it was asked to end, and the outcome
-of what the task returned or raised. Never calls the task, and never writes to the database.
+Owns the outcome of what the task returned or raised, and the result that the task and its signals
+see. Never calls the task, and never writes to the database.
 """
 
 import logging
-import threading
 import time
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import lru_cache
-from inspect import iscoroutinefunction
+from datetime import timedelta
 from typing import Any
 
-from django.tasks import TaskResultStatus, base
+from django.tasks import TaskResultStatus
 from django.tasks.signals import task_finished
 
 from .. import store
-from ..base import payload, registry
+from ..base import payload
 from ..base.result import FAILED, SUCCESSFUL, make_errors, with_error
-from ..base.task import decode_policies, task_for
-from ..exceptions import Snooze, TaskCancelled, TaskReleased, TaskTimeout
-from ..options import Options
+from ..exceptions import Snooze, TaskReleased
 from ..store import Claim, Outcome
-from . import outcomes
+from . import outcomes, unknown
 from .announcing import is_unheard
-from .failures import delay_before_retry, describe_error, is_seconds, verdict
-from .interrupt import Interruptible
+from .failures import cut_frames, delay_before_retry, describe_error, snooze_delay, verdict
 from .live_result import FIELDS, live_result
+from .start import Start, WorkerContext
+
+__all__ = ["Attempt", "WorkerContext"]
 
 logger = logging.getLogger("dbtasks.runner")
 
+# A task that was released this often probably takes longer than its runners are up.
+WARN_FROM = 3
 # The longest delay that a task can ask for, in seconds: 100 years. The latest date that every
 # database stores is in the year 9999.
 LONGEST_SNOOZE = 3_155_760_000.0
-# Why an attempt may be asked to end. A reason replaces those before it in this list.
-_REASONS = (TaskReleased, TaskTimeout, TaskCancelled)
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerContext:
-    """What all attempts of one worker share."""
+class Attempt(Start):
+    """One start of one claimed row, and its outcome. Used by one thread, once."""
 
-    # The class of the backend, which is the sender of signals.
-    sender: type
-    alias: str
-    db: str
-    options: Options
-    worker_id: str
-
-
-class Attempt:
-    """One start of one claimed row. Used by one thread, once."""
-
-    __slots__ = (
-        "_asked",
-        "_open",
-        "call",
-        "claim",
-        "context",
-        "error",
-        "is_inside",
-        "result",
-        "started",
-        "task",
-        "thread",
-    )
-
-    def __init__(self, context: WorkerContext, claim: Claim) -> None:
-        self.context: WorkerContext = context
-        self.claim: Claim = claim
-        # On the monotonic clock; the time of the claim until the attempt begins.
-        self.started: float = claim.clock
-        self.task: base.Task | None = None
-        self.result: Any = None
-        self.error: BaseException | None = None
-        # The id of the thread that runs it, once one does.
-        self.thread: int | None = None
-        self.call = Interruptible()
-        # True while the task's own coroutine runs: only then may it be cancelled.
-        self.is_inside = False
-        self._open = [True]
-        self._asked: Exception | None = None
-
-    # How it ends
-
-    def begin(self) -> None:
-        """Start the attempt's clock, in the thread that runs it."""
-        self.started = time.monotonic()
-        self.thread = threading.get_ident()
-
-    def close(self) -> bool:
-        """Return True to the first caller, in any thread: only that one may use the outcome."""
-        try:
-            # Atomic, unlike a flag that is read and then set.
-            return self._open.pop()
-        except IndexError:
-            return False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether close() has not been called yet."""
-        return bool(self._open)
-
-    def ask(self, reason: Exception) -> bool:
-        """Ask the task to end for that reason; return False if an earlier reason counts instead.
-
-        The reason is TaskTimeout, TaskCancelled, or TaskReleased when the runner stops. It is only
-        noted here, for the task to read.
-        """
-        asked = self._asked
-        if asked is not None and _REASONS.index(type(reason)) <= _REASONS.index(type(asked)):
-            return False
-        self._asked = reason
-        return True
-
-    def asked(self) -> Exception | None:
-        """Return why the task should end; None if it may go on. Checks the timeout as well."""
-        timeout = self.timeout
-        if timeout is not None and time.monotonic() >= self.started + timeout:
-            self.ask(self.overrun())
-        return self._asked
-
-    @property
-    def asked_for(self) -> Exception | None:
-        """Why the task was asked to end; None if it was not. Does not check the timeout."""
-        return self._asked
+    __slots__ = ()
 
     def stand_in(self) -> "Attempt":
         """Return another attempt of the same start, to be settled if this one does not end."""
         other = Attempt(self.context, self.claim)
-        other.task, other.started = self.task, self.started
+        other.task, other.started, other.is_entered = self.task, self.started, self.is_entered
         other._asked = self._asked or self.overrun()
         return other
-
-    def overrun(self) -> TaskTimeout:
-        """Return the TaskTimeout of an attempt that took too long."""
-        return TaskTimeout(f"The task ran longer than its timeout of {self.timeout:g} s.")
-
-    @property
-    def timeout(self) -> float | None:
-        """Seconds that the attempt may take; None if there is no limit."""
-        return self.policy("timeout")  # type: ignore[no-any-return]
-
-    @property
-    def takes_context(self) -> bool:
-        """Whether the task can see that it was asked to end."""
-        return self.task is not None and self.task.takes_context
-
-    @property
-    def is_async(self) -> bool:
-        """Whether the task is a coroutine function; False if it cannot be found."""
-        task = self.find()
-        return task is not None and _is_coroutine_function(task.func)
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C ended the attempt, rather than the task. Must be read in its thread.
-
-        Only the main thread receives Ctrl-C. The code that runs attempts there raises it again.
-        """
-        main = threading.current_thread() is threading.main_thread()
-        return main and isinstance(self.error, KeyboardInterrupt)
-
-    # Its task
-
-    def find(self) -> base.Task | None:
-        """Return the task as it was enqueued; None if it cannot be found. Raises nothing."""
-        if self.task is None and self.error is None:
-            try:
-                found = registry.find(self.claim.task_path, self.context.options.task_modules)
-                self.task = self.as_enqueued(found)
-            except Exception as error:  # no such task, or a row that was changed manually
-                self.error = error
-        return self.task
-
-    def as_enqueued(self, found: base.Task | None) -> base.Task:
-        """Return the task with the row's own priority, queue, run_after and policies."""
-        claim, context = self.claim, self.context
-        if (
-            found is not None
-            and claim.run_after is claim.policy is claim.meta is None
-            and found.priority == claim.priority
-            and found.queue_name == claim.queue_name
-            and found.backend == context.alias
-        ):
-            return found
-        values = {
-            "priority": claim.priority,
-            "queue_name": claim.queue_name,
-            "backend": context.alias,
-            "run_after": store.to_datetime(context.db, claim.run_after),
-            "meta": payload.load(claim.meta) if claim.meta else None,
-        }
-        policies = decode_policies(payload.load(claim.policy) if claim.policy else None)
-        return task_for(claim.task_path, found, values | policies)
-
-    def policy(self, name: str) -> Any:
-        """Return the task's own policy of that name, or else that of the options."""
-        value = getattr(self.task, name, None)
-        return getattr(self.context.options, name) if value is None else value
 
     # Outcomes
 
@@ -213,13 +58,21 @@ class Attempt:
 
     def failed(self, error: BaseException) -> Outcome:
         """Return the outcome of a task that raised `error`, whatever it is. This must not fail."""
-        error = verdict(error, self._asked)
+        if self.task is None and (outcome := unknown.release(self, error)) is not None:
+            return outcome
+        error = verdict(error, self._asked, self.is_interrupted or self.call.was_interrupted)
         if isinstance(error, TaskReleased) and self._asked is not None:
             return self.release()
         self.error = error
+        cut_frames(error)
         claim = self.claim
-        if isinstance(error, Snooze) and is_seconds(error.delay):
-            return self._again(error.delay, claim.errors, claim.failures)
+        if isinstance(error, Snooze) and (delay := snooze_delay(error)) is not None:
+            return self._again(delay, claim.errors, claim.failures)
+        return self._failed(error)
+
+    def _failed(self, error: BaseException) -> Outcome:
+        """Return the outcome of an attempt that has failed with that error."""
+        claim = self.claim
         errors = with_error(outcomes.listed(claim.errors), describe_error(error))
         failures = claim.failures + 1
         delay = delay_before_retry(self.task, error, failures, self.policy, self.live_result)
@@ -262,9 +115,29 @@ class Attempt:
         )
 
     def release(self) -> Outcome:
-        """Return the outcome of an attempt that is released, because its runner stops."""
-        began = self.at(self.started)
-        return outcomes.released(self.context.db, self.claim, self.context.worker_id, began=began)
+        """Return the outcome of an attempt that is released, because its runner stops.
+
+        A task that has not been called is due again, as if it had not been claimed. One that was
+        called has failed if on_lost is "fail", or if it was released too often.
+        """
+        db, claim, options = self.context.db, self.claim, self.context.options
+        if not self.is_entered:
+            return outcomes.not_started(db, claim)
+        end: dict[str, Any] = {
+            "began": self.at(self.started),
+            "at": self.at(time.monotonic()),
+            "stay": self._retention(FAILED),
+        }
+        if self.policy("on_lost") == "retry":
+            limit = options.max_releases
+            outcome = outcomes.released(db, claim, self.context.worker_id, limit=limit, **end)
+            _warn_if_frequent(claim, outcome.releases)
+        else:
+            outcome = outcomes.stopped(db, claim, self.context.worker_id, **end)
+        if outcome.status == FAILED and options.signals:
+            errors = make_errors(outcomes.listed(outcome.errors))
+            self._end_result(TaskResultStatus.FAILED, outcome, errors=errors)
+        return outcome
 
     def cancelled(self, outcome: Outcome) -> Outcome:
         """Return the outcome of a row that would be READY again, but was cancelled meanwhile."""
@@ -279,14 +152,12 @@ class Attempt:
         at = self.at(time.monotonic())
         return outcomes.broken(self.claim, self.context.worker_id, at, describe_error(error))
 
-    def at(self, clock: float) -> datetime:
-        """Return a time of this process's monotonic clock as a time of the database's clock."""
-        at: datetime = self.claim.claimed_at + timedelta(seconds=clock - self.claim.clock)
-        return at
-
     def _retention(self, status: str) -> timedelta | None:
-        own: timedelta | None = getattr(self.task, "retain", None)
-        return own or self.context.options.retain(self.claim.task_path, status)
+        task = self.task
+        own: timedelta | None = (
+            self._stored("retain") if task is None else getattr(task, "retain", None)
+        )
+        return self.context.options.retain(self.claim.task_path, status, own)
 
     # Its result
 
@@ -315,5 +186,11 @@ class Attempt:
         self.result = None
 
 
-# Unbounded, because a module keeps its registered functions anyway.
-_is_coroutine_function = lru_cache(None)(iscoroutinefunction)
+def _warn_if_frequent(claim: Claim, releases: int) -> None:
+    """Log a warning if the row has been released so often that it may never end."""
+    if releases >= WARN_FROM:
+        logger.warning(
+            "%s %s was released %d times: it runs longer than its runners do. "
+            "Give them a longer --grace, or divide the task.",
+            *(claim.task_path, claim.id, releases),
+        )

@@ -13,7 +13,7 @@ from django.tasks import TaskResultStatus, base
 
 from .. import store
 from ..base import payload
-from ..base.result import TaskResult, default_of, make_errors
+from ..base.result import TaskResult, default_of, make_errors, make_worker_ids
 from . import outcomes
 
 if TYPE_CHECKING:
@@ -59,8 +59,9 @@ FIELDS: dict[str, Callable[["Attempt"], Any]] = {
     "kwargs": lambda attempt: payload.load(attempt.claim.kwargs),
     "backend": lambda attempt: attempt.context.alias,
     "errors": lambda attempt: make_errors(outcomes.listed(attempt.claim.errors)),
-    "worker_ids": lambda attempt: payload.load(
-        outcomes.worker_ids(attempt.claim, attempt.context.worker_id)
+    "worker_ids": lambda attempt: make_worker_ids(
+        payload.load(outcomes.worker_ids(attempt.claim, attempt.context.worker_id)),
+        attempt.claim.attempt,
     ),
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import store
 from ..base import payload
-from ..base.result import FAILED, READY, ErrorEntry, error_entry, with_error
+from ..base.result import FAILED, MAX_WORKER_IDS, READY, ErrorEntry, error_entry, with_error
 from ..exceptions import TaskCancelled, TaskReleased, WorkerLost
 from ..store import Claim, Outcome
 
@@ -44,11 +44,12 @@ def ended(
         claim.attempt,
         failures,
         claim.lost,
+        claim.releases,
         store.to_datetime(db, claim.run_after),
         store.to_datetime(db, claim.started_at) or began,
         began,
         at,
-        stay and at + stay,
+        store.delete_after(at, stay),
         errors,
         worker_ids(claim, worker_id),
         return_value,
@@ -64,6 +65,7 @@ def _ready(db: str, claim: Claim, **values: Any) -> Outcome:
         claim.attempt,
         claim.failures,
         claim.lost,
+        claim.releases,
         store.to_datetime(db, claim.run_after),
         store.to_datetime(db, claim.started_at),
         claim.claimed_at,
@@ -86,19 +88,54 @@ def unfinished(db: str, claim: Claim, worker_id: str, *, began: datetime, **valu
     return outcome if outcome.started_at else outcome._replace(started_at=began)
 
 
-def released(db: str, claim: Claim, worker_id: str, *, began: datetime) -> Outcome:
-    """Return the outcome of a task that still ran when its runner stopped: it is READY again."""
-    errors = payload.text(with_error(listed(claim.errors), error_entry(TaskReleased())))
-    return unfinished(db, claim, worker_id, began=began, errors=errors)
+def released(
+    db: str,
+    claim: Claim,
+    worker_id: str,
+    *,
+    began: datetime,
+    at: datetime,
+    stay: timedelta | None,
+    limit: int | None,
+) -> Outcome:
+    """Return the outcome of a task that still ran when its runner stopped.
+
+    It is READY again, or FAILED if this release is one more than `limit`; None is no limit.
+    """
+    releases = claim.releases + 1
+    fails = limit is not None and releases > limit
+    words = f"{TaskReleased()} The task was released {releases} times; max_releases is {limit}."
+    error = TaskReleased(words) if fails else TaskReleased()
+    errors = payload.text(with_error(listed(claim.errors), error_entry(error)))
+    outcome = unfinished(db, claim, worker_id, began=began, releases=releases, errors=errors)
+    return _fail(outcome, at, stay) if fails else outcome
 
 
-def not_started(db: str, claim: Claim) -> Outcome:
+def stopped(
+    db: str,
+    claim: Claim,
+    worker_id: str,
+    *,
+    began: datetime,
+    at: datetime,
+    stay: timedelta | None,
+) -> Outcome:
+    """Return the outcome of a task that must not run twice and still ran when its runner stopped.
+
+    It is FAILED, as if the runner had been lost.
+    """
+    error = WorkerLost(f"The runner stopped while it ran the task. It was {worker_id}.")
+    outcome = _lost(db, claim, worker_id, error, began=began)
+    return _fail(outcome, at, stay)
+
+
+def not_started(db: str, claim: Claim, run_after: datetime | None = None) -> Outcome:
     """Return the outcome of a claimed row whose task never started.
 
-    The row is due at once, and the attempt that the claim counted is subtracted.
+    The row is due at `run_after`, or at once. The attempt that the claim counted is subtracted.
     """
     last = claim.claimed_at if claim.started_at else None
-    return _ready(db, claim, attempt=claim.attempt - 1, run_after=None, last_attempted_at=last)
+    return _ready(db, claim, attempt=claim.attempt - 1, run_after=run_after, last_attempted_at=last)
 
 
 def cancelled(
@@ -110,7 +147,7 @@ def cancelled(
         status=FAILED,
         run_after=run_after,
         finished_at=at,
-        delete_after=stay and at + stay,
+        delete_after=store.delete_after(at, stay),
         errors=payload.text(errors),
     )
 
@@ -122,28 +159,35 @@ def lost(
     *,
     fails: bool,
     is_cancelled: bool,
+    more: str = "",
     at: datetime,
     stay: timedelta | None,
 ) -> Outcome:
-    """Return the outcome of a row whose worker was lost: READY again, or FAILED."""
-    why = f"{WorkerLost()} It was {worker_id}."
+    """Return the outcome of a row whose worker was lost: READY again, or FAILED.
+
+    `more` is added to the text of the error.
+    """
+    why = f"{WorkerLost()} It was {worker_id}. {more}".rstrip()
     error = TaskCancelled(f"{CANCELLED} {why}") if is_cancelled else WorkerLost(why)
-    outcome = unfinished(
-        db,
-        claim,
-        worker_id,
-        began=claim.claimed_at,
-        lost=claim.lost + 1,
-        errors=payload.text(with_error(listed(claim.errors), error_entry(error))),
+    outcome = _lost(db, claim, worker_id, error, began=claim.claimed_at)
+    return _fail(outcome, at, stay) if fails else outcome
+
+
+def _lost(db: str, claim: Claim, worker_id: str, error: Exception, *, began: datetime) -> Outcome:
+    errors = payload.text(with_error(listed(claim.errors), error_entry(error)))
+    return unfinished(db, claim, worker_id, began=began, lost=claim.lost + 1, errors=errors)
+
+
+def _fail(outcome: Outcome, at: datetime, stay: timedelta | None) -> Outcome:
+    """Return the outcome as FAILED at that time."""
+    return outcome._replace(
+        status=FAILED, finished_at=at, delete_after=store.delete_after(at, stay)
     )
-    if not fails:
-        return outcome
-    return outcome._replace(status=FAILED, finished_at=at, delete_after=stay and at + stay)
 
 
 def broken(claim: Claim, worker_id: str, at: datetime, error: ErrorEntry) -> Outcome:
     """Return a FAILED outcome of plain values, so that making it cannot fail."""
-    counts = (claim.attempt, claim.failures + 1, claim.lost)
+    counts = (claim.attempt, claim.failures + 1, claim.lost, claim.releases)
     times = (None, at, at, at, None)
     texts = (payload.text([error]), payload.text([worker_id]), None)
     return Outcome(claim.id, claim.fence, FAILED, *counts, *times, *texts)
@@ -156,10 +200,10 @@ def unstorable(outcome: Outcome) -> Outcome:
 
 
 def worker_ids(claim: Claim, worker_id: str) -> str:
-    """Return the JSON list of the workers that started the row, this one included."""
+    """Return the JSON list of the last workers that started the row, this one included."""
     if claim.worker_ids is None:
         return _only(worker_id)
-    return payload.text([*listed(claim.worker_ids), worker_id])
+    return payload.text([*listed(claim.worker_ids), worker_id][-MAX_WORKER_IDS:])
 
 
 @lru_cache(16)

@@ -15,12 +15,14 @@ from django.tasks import base
 from django.tasks.signals import task_finished, task_started
 
 from ..base import payload
-from ..base.context import TaskContext
+from ..base.context import TaskContext, current_queue
 from ..base.result import FAILED
 from ..db.connections import drop
-from ..exceptions import TaskInterrupted
+from ..db.full_servers import SyncThread
+from ..exceptions import TaskInterrupted, TaskReleased
 from ..models import instant
 from ..store import Outcome
+from . import outcomes
 from .announcing import aannounce, announce
 from .attempt import Attempt
 
@@ -39,8 +41,10 @@ def run(attempt: Attempt) -> Outcome:
 def _run(attempt: Attempt) -> Outcome:
     try:
         task, args, kwargs = _prepare(attempt)
+        if isinstance(attempt.asked_for, TaskReleased):
+            return outcomes.not_started(attempt.context.db, attempt.claim)
         announce(attempt, task_started)
-        _raise_if_asked(attempt)
+        _raise_if_ended(attempt)
         value, text = _dump(attempt, _call(attempt, task, args, kwargs))
     except BaseException as error:  # sys.exit() in a task ends the task, not the thread
         outcome = attempt.failed(error)
@@ -59,20 +63,24 @@ async def arun(attempt: Attempt) -> Outcome:
     connections are closed at the end. Must run as an asyncio task of its own.
     """
     async with ThreadSensitiveContext() as context:
+        SyncToAsync.context_to_thread_executor[context] = thread = SyncThread()
+        attempt.sync_thread = thread
         try:
             return await _arun(attempt)
         finally:
             attempt.drop_result()
-            if context in SyncToAsync.context_to_thread_executor:
+            if thread.has_started:
                 await sync_to_async(connections.close_all)()
 
 
 async def _arun(attempt: Attempt) -> Outcome:
     try:
         task, args, kwargs = _prepare(attempt)
+        if isinstance(attempt.asked_for, TaskReleased):
+            return outcomes.not_started(attempt.context.db, attempt.claim)
         await aannounce(attempt, task_started)
-        _raise_if_asked(attempt)
-        value, text = _dump(attempt, await _inside(attempt, task.func(*args, **kwargs)))
+        _raise_if_ended(attempt)
+        value, text = _dump(attempt, await _inside(attempt, task, args, kwargs))
     except BaseException as error:
         outcome = attempt.failed(error)
         if outcome.status == FAILED and attempt.is_open:
@@ -88,6 +96,7 @@ def _prepare(attempt: Attempt) -> tuple[base.Task, list[Any], dict[str, Any]]:
     """Return the task and its arguments, the context first if the task takes it."""
     if attempt.thread is None:
         attempt.begin()
+    current_queue.set(attempt.claim.queue_name)
     task = attempt.find()
     if task is None:
         raise attempt.error or LookupError(attempt.claim.task_path)
@@ -108,9 +117,11 @@ def _task_context(attempt: Attempt) -> TaskContext:
 
 def _call(attempt: Attempt, task: base.Task, args: list[Any], kwargs: dict[str, Any]) -> Any:
     """Call the task's function, which may be interrupted meanwhile."""
+    attempt.enter()
     try:
         return attempt.call.run(task.call, args, kwargs)
     finally:
+        attempt.has_returned = True
         if attempt.call.was_interrupted:
             # The interrupt may have come in the middle of a statement or a commit, which leaves the
             # connections in an unknown state.
@@ -118,17 +129,27 @@ def _call(attempt: Attempt, task: base.Task, args: list[Any], kwargs: dict[str, 
                 drop(connection)
 
 
-async def _inside(attempt: Attempt, coroutine: Any) -> Any:
+async def _inside(attempt: Attempt, task: base.Task, args: list[Any], kwargs: Any) -> Any:
+    """Await the task's coroutine, which may be cancelled meanwhile."""
+    attempt.enter()
     attempt.is_inside = True
     try:
-        return await coroutine
+        value = await task.func(*args, **kwargs)
     finally:
-        attempt.is_inside = False
+        attempt.is_inside, attempt.has_returned = False, True
+    if attempt.is_interrupted:
+        # It has swallowed the cancellation, so what it has done is not complete.
+        raise TaskInterrupted
+    return value
 
 
-def _raise_if_asked(attempt: Attempt) -> None:
-    """Raise the reason if the task was asked to end before it began."""
-    if (reason := attempt.asked_for) is not None:
+def _raise_if_ended(attempt: Attempt) -> None:
+    """Raise the reason if the task was cancelled, or took too long, before it began.
+
+    If the runner stops, the task begins all the same: task_started was sent.
+    """
+    reason = attempt.asked_for
+    if reason is not None and not isinstance(reason, TaskReleased):
         raise reason
 
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from django.db import connections
 
-from ..db.service import Pauses, RoundService
-from ..db.timeouts import BEAT_TIMEOUT, CALL_TIMEOUT, bounded_connect, call_timeout
-from ..models import ScheduledTask, Worker
+from ..db.service import OUTAGE, Pauses, RoundService
+from ..db.timeouts import BEAT_TIMEOUT, bounded_connect, call_timeout
+from ..models import Worker
 from ..store import workers
 from ..store.workers import session_key
 from .beat import BEATS, RECHECK_INTERVAL, clock
 from .identity import host_key, is_gone, process_identity
+from .silence import SilentWorkers
 
 logger = logging.getLogger("dbtasks.runner")
 
@@ -36,14 +37,25 @@ TRUSTED_SHARE = 0.75
 HeldClaims = Callable[[], set[tuple[Any, int]] | None]
 
 
+def _nobody() -> str | None:
+    """Return that no thread stands still."""
+    return None
+
+
 class Heartbeat(RoundService):
     """Beats for one worker, watches the others, and has the rows of lost ones rescued.
 
     It has a thread and a connection of its own, so that neither a busy pool nor a long purge stops
-    it. `on_evicted` is called, in this thread, when others have declared this worker lost, and
-    `poll_now` when there may be rows to claim. `rescue` settles some rows of lost workers and
-    returns them. `release_orphans` requeues claims that never reached this worker.
+    it. `on_evicted` is called, in this thread, when others have declared this worker lost,
+    `poll_now` when there may be rows to claim, and `on_lost` when there may be rows to rescue.
+    `release_orphans` requeues claims that never reached this worker. `stands_still` names a thread
+    of this runner that does not go on, if there is one: then it beats no more, and others rescue.
+    With `drains`, workers that look lost are watched for a short time only, because this process
+    ends soon.
     """
+
+    # True while a thread of this runner stands still.
+    _is_mute = False
 
     def __init__(
         self,
@@ -52,27 +64,29 @@ class Heartbeat(RoundService):
         backend: str,
         timeout: float,
         *,
-        rescue: Callable[[], list[ScheduledTask]],
+        on_lost: Callable[[], None],
         release_orphans: Callable[[Iterable[tuple[Any, int]]], int],
         on_evicted: Callable[[], None],
         poll_now: Callable[[], None],
         held_claims: HeldClaims,
+        drains: bool = False,
     ) -> None:
         self._recheck = min(RECHECK_INTERVAL, timeout / BEATS / 2)
-        super().__init__("heartbeat", Pauses(self._recheck, self._recheck))
-        self._db, self._timeout = db, timeout
-        self.worker_id, self._backend = worker_id, backend
-        self._rescue_some, self._release_orphans = rescue, release_orphans
+        super().__init__("heartbeat", Pauses(self._recheck, self._recheck), db)
+        self._timeout = timeout
+        self._backend = backend
+        self._on_lost, self._release_orphans = on_lost, release_orphans
         self._on_evicted, self._poll_now = on_evicted, poll_now
-        self._held_claims = held_claims
+        self._held_claims, self.stands_still = held_claims, _nobody
         # Claims in this worker's name that it did not know at the last check, and beats so far.
         self._strays: set[tuple[Any, int]] = set()
         self._beats = 0
         self._next_beat = 0.0
         # Workers whose process has ended.
         self._missed: set[str] = set()
-        # True once rows of workers lost before this runner began have been rescued.
-        self.has_looked = False
+        # True until rows of workers that were lost before this runner began are rescued.
+        self.is_undecided = True
+        self._silent = SilentWorkers(db, backend, timeout) if drains else None
         # By worker id: its last beat, and the seconds for which that has not changed.
         self._seen: dict[str, tuple[int, float]] = {}
         # The live workers of this host, at the last check.
@@ -82,23 +96,28 @@ class Heartbeat(RoundService):
         # True while the session of a live worker is gone.
         self._is_alarmed = False
         self._watched_at = self._beat_at = clock()
-        workers.register(db, worker_id, backend, *process_identity())
+        self.register(worker_id)
+
+    def register(self, worker_id: str) -> None:
+        """Register as live under that id, in the thread that calls this."""
+        with bounded_connect(self._db), call_timeout(connections[self._db]):
+            workers.register(self._db, worker_id, self._backend, *process_identity())
+        self.worker_id = worker_id
 
     @property
     def is_trusted(self) -> bool:
         """Whether nobody can have declared this worker lost yet."""
-        return clock() - self._beat_at < self._timeout * TRUSTED_SHARE
+        return not self._is_mute and clock() - self._beat_at < self._timeout * TRUSTED_SHARE
 
     def declare_lost(self, worker_id: str) -> None:
         """Declare that worker lost at once: its process has ended. Callable from any thread."""
         self._missed.add(worker_id)
         self._wakeup.set()
 
-    def work(self) -> None:
-        with bounded_connect(self._db, CALL_TIMEOUT):
-            super().work()
-
     def round(self) -> float:
+        self._is_mute = self.stands_still() is not None
+        if self._is_mute:
+            return self._recheck
         if clock() >= self._next_beat:
             # The first beat is immediate: a process that was killed and started again rescues its
             # rows.
@@ -106,14 +125,15 @@ class Heartbeat(RoundService):
             self._beat()
             self._watch()
             self._reconcile()
-            self._report_first_look()
-        elif self._missed or self._is_alarmed or any(map(is_gone, self._neighbours)):
+        elif (
+            self._missed or self._is_alarmed or self._silent or any(map(is_gone, self._neighbours))
+        ):
             self._watch()
         soon = MISSED_RECHECK if self._missed else self._recheck
         return max(0.0, min(soon, self._next_beat - clock()))
 
     def failed(self, error: Exception) -> None:
-        logger.warning("The heartbeat failed: %s", error)
+        logger.warning("The heartbeat failed: %s", error, extra=OUTAGE)
         # The database may be back long before the next beat would be due.
         self._next_beat = clock() + self._recheck
 
@@ -133,7 +153,7 @@ class Heartbeat(RoundService):
 
     def _watch(self) -> None:
         """Check the other workers, and rescue the rows of those that are lost."""
-        now, missed = clock(), tuple(self._missed)
+        now, missed = clock(), self._missed.copy()
         # If more time has passed, this machine may have slept: the others were not silent.
         passed = min(now - self._watched_at, self._timeout / BEATS * 1.2)
         self._watched_at = now
@@ -155,13 +175,15 @@ class Heartbeat(RoundService):
                 is_any_lost |= self._declare_lost(other)
         self._seen = seen
         # Those still listed were declared lost just now, or had a beat on its way.
-        self._missed.difference_update(set(missed) - seen.keys())
+        self._missed.difference_update(missed - seen.keys())
+        if self._silent is not None:
+            with call_timeout(connections[self._db]):
+                is_any_lost |= self._silent.check(self.worker_id)
         if is_any_lost:
-            self._rescue()
-
-    def _report_first_look(self) -> None:
-        if not self.has_looked:
-            self.has_looked = True
+            self._on_lost()
+        # Only now, because the end of a drain must not come between a decision and the rescue.
+        if self.is_undecided and not self._silent:
+            self.is_undecided = False
             self._poll_now()
 
     def _lost_sessions(self, others: list[Worker]) -> set[str]:
@@ -209,15 +231,3 @@ class Heartbeat(RoundService):
         if is_lost:
             logger.warning("Worker %s is lost; its tasks are requeued", other.worker_id)
         return is_lost
-
-    def _rescue(self) -> None:
-        while rows := self._rescue_once():
-            for row in rows:
-                logger.warning("%s %s of %s was rescued", row.task_path, row.pk, row.worker_id)
-            self._poll_now()
-            if self._stopping.is_set():
-                return
-
-    def _rescue_once(self) -> list[ScheduledTask]:
-        with call_timeout(connections[self._db]):
-            return self._rescue_some()

@@ -3,9 +3,11 @@
 Owns worker ids, and the check whether a process on this host has ended. Never asks another host.
 """
 
+import ctypes
 import os
 import platform
 import secrets
+import sys
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,11 +30,25 @@ def process_identity() -> tuple[str, int, int]:
 @cache
 def host_key() -> str:
     """Return a key of this host or container, where pids are unique; "" if that is unknown."""
+    node = platform.node()[:60]
+    if sys.platform == "darwin":
+        boot = _macos_boot_id()
+        return f"{node} {boot}" if boot else ""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{platform.node()[:60]} {boot} {os.readlink('/proc/self/ns/pid')}"
+        return f"{node} {boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
+
+
+def _macos_boot_id() -> str:
+    """Return what macOS calls this start of the machine; "" if it does not say."""
+    text = ctypes.create_string_buffer(64)
+    size = ctypes.c_size_t(len(text))
+    libc = ctypes.CDLL(None)
+    if libc.sysctlbyname(b"kern.bootsessionuuid", text, ctypes.byref(size), None, 0):
+        return ""
+    return text.value.decode()
 
 
 def is_gone(worker: "Worker") -> bool:

@@ -5,6 +5,8 @@ from django.db import migrations, models
 import dbtasks.models.fields
 import dbtasks.models.indexes
 
+from ._django_dbtasks import CreateTable, MoveOldRows, RenameOldTables
+
 
 class Migration(migrations.Migration):
     initial = True
@@ -12,19 +14,20 @@ class Migration(migrations.Migration):
     dependencies = []
 
     operations = [
-        migrations.CreateModel(
+        RenameOldTables(),
+        CreateTable(
             name="Worker",
             fields=[
                 (
                     "worker_id",
-                    models.CharField(
+                    dbtasks.models.fields.Name(
                         max_length=128, primary_key=True, serialize=False, verbose_name="worker"
                     ),
                 ),
-                ("backend", models.CharField(max_length=64, verbose_name="backend")),
+                ("backend", dbtasks.models.fields.Name(max_length=64, verbose_name="backend")),
                 (
                     "state",
-                    models.CharField(
+                    dbtasks.models.fields.Code(
                         choices=[("live", "Live"), ("lost", "Lost")],
                         max_length=8,
                         verbose_name="state",
@@ -33,7 +36,7 @@ class Migration(migrations.Migration):
                 ("beat", models.BigIntegerField(db_default=0, verbose_name="beat")),
                 ("started_at", models.DateTimeField(verbose_name="started at")),
                 ("beat_at", models.DateTimeField(verbose_name="last beat at")),
-                ("host_key", models.CharField(blank=True, max_length=128)),
+                ("host_key", dbtasks.models.fields.Name(blank=True, max_length=128)),
                 ("pid", models.BigIntegerField(null=True)),
                 ("pid_started", models.BigIntegerField(null=True)),
             ],
@@ -43,7 +46,7 @@ class Migration(migrations.Migration):
                 "db_table": "dbtasks_worker",
             },
         ),
-        migrations.CreateModel(
+        CreateTable(
             name="PeriodicTask",
             fields=[
                 (
@@ -52,19 +55,19 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
-                ("backend", models.CharField(max_length=64, verbose_name="backend")),
-                ("key", models.CharField(max_length=200, verbose_name="key")),
+                ("backend", dbtasks.models.fields.Name(max_length=64, verbose_name="backend")),
+                ("key", dbtasks.models.fields.Name(max_length=200, verbose_name="key")),
                 (
                     "origin",
-                    models.CharField(
+                    dbtasks.models.fields.Code(
                         choices=[("settings", "Settings"), ("admin", "Admin")],
                         max_length=8,
                         verbose_name="origin",
                     ),
                 ),
-                ("task_path", models.CharField(max_length=255, verbose_name="task")),
-                ("spec", models.CharField(max_length=200, verbose_name="schedule")),
-                ("timezone", models.CharField(max_length=64, verbose_name="time zone")),
+                ("task_path", dbtasks.models.fields.Name(max_length=255, verbose_name="task")),
+                ("spec", dbtasks.models.fields.Name(max_length=200, verbose_name="schedule")),
+                ("timezone", dbtasks.models.fields.Name(max_length=64, verbose_name="time zone")),
                 (
                     "args",
                     dbtasks.models.fields.JSONText(blank=True, null=True, verbose_name="arguments"),
@@ -75,10 +78,13 @@ class Migration(migrations.Migration):
                         blank=True, null=True, verbose_name="keyword arguments"
                     ),
                 ),
-                ("retain", models.CharField(blank=True, max_length=64, verbose_name="retain")),
+                (
+                    "retain",
+                    dbtasks.models.fields.Name(blank=True, max_length=64, verbose_name="retain"),
+                ),
                 (
                     "missed",
-                    models.CharField(
+                    dbtasks.models.fields.Code(
                         choices=[
                             ("latest", "Run once for the latest"),
                             ("skip", "Skip"),
@@ -110,13 +116,16 @@ class Migration(migrations.Migration):
                 ],
             },
         ),
-        migrations.CreateModel(
+        CreateTable(
             name="ScheduledTask",
             fields=[
-                ("id", models.UUIDField(editable=False, primary_key=True, serialize=False)),
-                ("task_path", models.CharField(max_length=255, verbose_name="task")),
-                ("backend", models.CharField(max_length=64, verbose_name="backend")),
-                ("queue_name", models.CharField(max_length=100, verbose_name="queue")),
+                (
+                    "id",
+                    dbtasks.models.fields.Key(editable=False, primary_key=True, serialize=False),
+                ),
+                ("task_path", dbtasks.models.fields.Name(max_length=255, verbose_name="task")),
+                ("backend", dbtasks.models.fields.Name(max_length=64, verbose_name="backend")),
+                ("queue_name", dbtasks.models.fields.Name(max_length=100, verbose_name="queue")),
                 ("priority", models.SmallIntegerField(verbose_name="priority")),
                 ("args", dbtasks.models.fields.JSONText(verbose_name="arguments")),
                 ("kwargs", dbtasks.models.fields.JSONText(verbose_name="keyword arguments")),
@@ -124,7 +133,7 @@ class Migration(migrations.Migration):
                 ("meta", dbtasks.models.fields.JSONText(null=True)),
                 (
                     "status",
-                    models.CharField(
+                    dbtasks.models.fields.Code(
                         choices=[
                             ("READY", "Ready"),
                             ("RUNNING", "Running"),
@@ -137,7 +146,7 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "hold",
-                    models.CharField(
+                    dbtasks.models.fields.Code(
                         blank=True,
                         choices=[
                             ("", "None"),
@@ -152,9 +161,13 @@ class Migration(migrations.Migration):
                 ("attempt", models.IntegerField(db_default=0, verbose_name="attempt")),
                 ("failures", models.IntegerField(db_default=0, verbose_name="failures")),
                 ("lost", models.IntegerField(db_default=0, verbose_name="lost")),
-                ("worker_id", models.CharField(max_length=128, null=True, verbose_name="worker")),
+                ("releases", models.IntegerField(db_default=0, verbose_name="releases")),
+                (
+                    "worker_id",
+                    dbtasks.models.fields.Name(max_length=128, null=True, verbose_name="worker"),
+                ),
                 ("cancel_requested", models.BooleanField(db_default=False)),
-                ("schedule_key", models.CharField(max_length=200, null=True)),
+                ("schedule_key", dbtasks.models.fields.Name(max_length=200, null=True)),
                 ("tick", dbtasks.models.fields.Instant(null=True)),
                 ("enqueued_at", models.DateTimeField(verbose_name="enqueued at")),
                 ("run_after", models.DateTimeField(null=True, verbose_name="run after")),
@@ -221,4 +234,5 @@ class Migration(migrations.Migration):
                 ],
             },
         ),
+        MoveOldRows(),
     ]

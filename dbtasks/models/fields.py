@@ -1,6 +1,7 @@
 """Column types that hold the same value on every database.
 
-Owns JSON as text, and times as microseconds. Never queries inside a value.
+Owns text that is compared byte by byte, JSON as text, and times as microseconds. Never queries
+inside a value.
 """
 
 import json
@@ -12,8 +13,47 @@ from django.db import models
 from ..schedule.zones import EPOCH, MICROSECOND
 
 
-class JSONText(models.TextField):
-    """JSON kept as plain text, NULL for None.
+class Unreadable(str):
+    """The text of a column that should be JSON and is not. It is written back as it is."""
+
+    __slots__ = ()
+
+
+class Collated(models.Field):
+    """Text that MySQL and MariaDB compare byte by byte, whatever the database's default is.
+
+    So two names that differ in case stay two names, as on the other databases, and every table can
+    hold every character.
+    """
+
+    mysql_collation = "utf8mb4_bin"
+
+    def db_parameters(self, connection: Any) -> Any:
+        found = super().db_parameters(connection)
+        # MariaDB's own type for UUIDs has no collation.
+        if connection.vendor == "mysql" and found["type"] != "uuid":
+            found["collation"] = self.mysql_collation
+        return found
+
+
+class Name(Collated, models.CharField):
+    """A name that a project or its code has chosen."""
+
+
+class Code(Name):
+    """One of a few words that dbtasks has chosen."""
+
+    mysql_collation = "ascii_bin"
+
+
+class Key(Collated, models.UUIDField):
+    """A UUID. MySQL keeps it as text, which would take four times the space in another charset."""
+
+    mysql_collation = "ascii_bin"
+
+
+class JSONText(Collated, models.TextField):
+    """JSON kept as plain text, NULL for None. Damaged text is read as Unreadable.
 
     A database's own JSON type would change values (jsonb turns 1e23 into an integer, MySQL reorders
     keys), parse each of them on the hot path, and accept other input on each database. No query
@@ -25,10 +65,16 @@ class JSONText(models.TextField):
     _pyi_private_set_type: Any
 
     def from_db_value(self, value: str | None, expression: Any, connection: Any) -> Any:
-        return None if value is None else json.loads(value)
+        try:
+            return None if value is None else json.loads(value)
+        except ValueError:
+            # One damaged row must not keep a process from reading the others.
+            return Unreadable(value)
 
     def get_prep_value(self, value: Any) -> str | None:
-        return None if value is None else json.dumps(value, separators=(",", ":"))
+        if value is None or isinstance(value, Unreadable):
+            return value
+        return json.dumps(value, separators=(",", ":"))
 
     def value_to_string(self, obj: models.Model) -> str:
         return json.dumps(self.value_from_object(obj))

@@ -10,7 +10,7 @@ from django.utils.translation import pgettext_lazy
 from ..base.lengths import MAX_BACKEND, MAX_PATH, MAX_RETAIN, MAX_SPEC, MAX_ZONE
 from ..schedule.periodic import MAX_KEY
 from ..schedule.rules import Schedule, parse
-from .fields import Instant, JSONText
+from .fields import Code, Instant, JSONText, Name
 from .states import PERIODIC
 
 
@@ -32,21 +32,19 @@ class PeriodicTask(models.Model):
         SKIP = "skip", pgettext_lazy("Schedule", "Skip")
         ALL = "all", pgettext_lazy("Schedule", "Run for each, at most 100")
 
-    backend = models.CharField(_("backend"), max_length=MAX_BACKEND)
-    key = models.CharField(_("key"), max_length=MAX_KEY)
-    origin = models.CharField(_("origin"), max_length=8, choices=Origin.choices)
-    task_path = models.CharField(_("task"), max_length=MAX_PATH)
+    backend = Name(_("backend"), max_length=MAX_BACKEND)
+    key = Name(_("key"), max_length=MAX_KEY)
+    origin = Code(_("origin"), max_length=8, choices=Origin.choices)
+    task_path = Name(_("task"), max_length=MAX_PATH)
     # A cron expression or a duration, and the time zone that it refers to.
-    spec = models.CharField(_("schedule"), max_length=MAX_SPEC)
-    timezone = models.CharField(_("time zone"), max_length=MAX_ZONE)
+    spec = Name(_("schedule"), max_length=MAX_SPEC)
+    timezone = Name(_("time zone"), max_length=MAX_ZONE)
     # Only for schedules made in the admin. Settings hold those of the others.
     args = JSONText(_("arguments"), null=True, blank=True)
     kwargs = JSONText(_("keyword arguments"), null=True, blank=True)
     # A duration. If empty, the task's or the options' value applies.
-    retain = models.CharField(_("retain"), max_length=MAX_RETAIN, blank=True)
-    missed = models.CharField(
-        _("missed ticks"), max_length=8, choices=Missed.choices, default=Missed.LATEST
-    )
+    retain = Name(_("retain"), max_length=MAX_RETAIN, blank=True)
+    missed = Code(_("missed ticks"), max_length=8, choices=Missed.choices, default=Missed.LATEST)
     # True if a tick runs although the previous run has not finished.
     overlap = models.BooleanField(_("overlap"), default=True)
     # Set by people only. A deployment does not change it.

@@ -12,7 +12,7 @@ from django.utils.translation import gettext_lazy as _
 from ..base.lengths import MAX_BACKEND, MAX_PATH, MAX_QUEUE, MAX_WORKER
 from ..base.result import FAILED, FINISHED, READY, RUNNING
 from ..schedule.periodic import MAX_KEY
-from .fields import Instant, JSONText
+from .fields import Code, Instant, JSONText, Key, Name
 from .indexes import PartialIndex, UniqueWhereSet
 from .states import TABLE, Hold, ScheduledTaskQuerySet
 
@@ -21,10 +21,10 @@ class ScheduledTask(models.Model):
     """One stored call of a task."""
 
     # A UUIDv7, so the key is in order of age.
-    id = models.UUIDField(primary_key=True, editable=False)
-    task_path = models.CharField(_("task"), max_length=MAX_PATH)
-    backend = models.CharField(_("backend"), max_length=MAX_BACKEND)
-    queue_name = models.CharField(_("queue"), max_length=MAX_QUEUE)
+    id = Key(primary_key=True, editable=False)
+    task_path = Name(_("task"), max_length=MAX_PATH)
+    backend = Name(_("backend"), max_length=MAX_BACKEND)
+    queue_name = Name(_("queue"), max_length=MAX_QUEUE)
     priority = models.SmallIntegerField(_("priority"))
     args = JSONText(_("arguments"))
     kwargs = JSONText(_("keyword arguments"))
@@ -33,8 +33,8 @@ class ScheduledTask(models.Model):
     # What callers or middleware attach to the call, such as a trace id; NULL if nothing.
     meta = JSONText(null=True)
 
-    status = models.CharField(_("status"), max_length=10, choices=TaskResultStatus.choices)
-    hold = models.CharField(max_length=16, choices=Hold.choices, blank=True)
+    status = Code(_("status"), max_length=10, choices=TaskResultStatus.choices)
+    hold = Code(max_length=16, choices=Hold.choices, blank=True)
     # Increased by 1 at every claim, never reset. Every later write is guarded by the value it saw.
     fence = models.BigIntegerField(db_default=0)
     # Attempts so far, the running one included.
@@ -43,12 +43,14 @@ class ScheduledTask(models.Model):
     failures = models.IntegerField(_("failures"), db_default=0)
     # Attempts whose worker was lost.
     lost = models.IntegerField(_("lost"), db_default=0)
+    # Attempts that were released because their runner stopped while they ran.
+    releases = models.IntegerField(_("releases"), db_default=0)
     # These texts are NULL for none, because NULLs are distinct and stay out of partial indexes.
     # The worker that runs the row; NULL unless RUNNING.
-    worker_id = models.CharField(_("worker"), max_length=MAX_WORKER, null=True)  # noqa: DJ001
+    worker_id = Name(_("worker"), max_length=MAX_WORKER, null=True)
     cancel_requested = models.BooleanField(db_default=False)
     # The schedule and the tick that fired the row; NULL if none did.
-    schedule_key = models.CharField(max_length=MAX_KEY, null=True)  # noqa: DJ001
+    schedule_key = Name(max_length=MAX_KEY, null=True)
     tick = Instant(null=True)
 
     enqueued_at = models.DateTimeField(_("enqueued at"))

@@ -8,6 +8,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from ..base.lengths import MAX_BACKEND, MAX_WORKER
+from .fields import Code, Name
 from .states import WORKERS
 
 
@@ -22,9 +23,9 @@ class Worker(models.Model):
         LOST = "lost", pgettext_lazy("Worker", "Lost")
 
     # Unique to one start of one process.
-    worker_id = models.CharField(_("worker"), max_length=MAX_WORKER, primary_key=True)
-    backend = models.CharField(_("backend"), max_length=MAX_BACKEND)
-    state = models.CharField(_("state"), max_length=8, choices=State.choices)
+    worker_id = Name(_("worker"), max_length=MAX_WORKER, primary_key=True)
+    backend = Name(_("backend"), max_length=MAX_BACKEND)
+    state = Code(_("state"), max_length=8, choices=State.choices)
     # Increased every few seconds. Others compare it with the value they saw before, not with a
     # clock.
     beat = models.BigIntegerField(_("beat"), db_default=0)
@@ -32,7 +33,7 @@ class Worker(models.Model):
     started_at = models.DateTimeField(_("started at"))
     beat_at = models.DateTimeField(_("last beat at"))
     # The process, so that others on the same host see at once when it has ended.
-    host_key = models.CharField(max_length=128, blank=True)
+    host_key = Name(max_length=128, blank=True)
     pid = models.BigIntegerField(null=True)
     pid_started = models.BigIntegerField(null=True)
 

@@ -6,6 +6,6 @@ registry, because tasks are imported, and their backend is made, before apps are
 Read in this order: values, backend, runner.
 """
 
-from .backend import Options, Retention, parse, problems
+from .backend import Options, Retention, parse, parsed, problems
 
-__all__ = ["Options", "Retention", "parse", "problems"]
+__all__ = ["Options", "Retention", "parse", "parsed", "problems"]

@@ -11,27 +11,35 @@ from difflib import get_close_matches
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
 from django.db import DEFAULT_DB_ALIAS
 
 from ..base import policy
 from ..base.result import FINISHED
 from ..exceptions import DurationError
-from ..schedule.duration import Duration
+from ..schedule.duration import Duration, duration_or_zero
 from ..schedule.periodic import ScheduleEntry
 from ..schedule.periodic import read as read_periodic
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long finished rows stay: for ever by default.
+    """How long finished rows stay: for ever by default, not at all with 0.
 
     The path of a task wins over a status, a status over ``"*"``.
     """
 
     rules: Mapping[str, Duration | None] = field(default_factory=dict)
 
-    def __call__(self, task_path: str, status: str) -> timedelta | None:
-        """Return how long a row of that task with that final status stays; None is for ever."""
+    def __call__(
+        self, task_path: str, status: str, own: timedelta | None = None
+    ) -> timedelta | None:
+        """Return how long a row of that task with that final status stays; None is for ever.
+
+        `own` is the policy of the task or of the call, which wins.
+        """
+        if own is not None:
+            return None if own == policy.FOR_EVER else own
         for key in (task_path, status, "*"):
             if key in self.rules:
                 return self.rules[key]
@@ -46,7 +54,7 @@ class Retention:
                 raise ValueError(
                     f"{key!r} must be the path of a task, 'SUCCESSFUL', 'FAILED' or '*'."
                 )
-        return cls({k: None if v is None else Duration(v) for k, v in rules.items()})
+        return cls({k: None if v is None else duration_or_zero(v) for k, v in rules.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,10 @@ class Options:
     timeout: float | None = None
     # "retry" or "fail": what happens to a task whose worker is lost.
     on_lost: str = "retry"
+    # Times that a task may be released by runners that stop while it runs; None is no limit.
+    max_releases: int | None = None
+    # Keep the connections of a thread between two tasks, for a minute.
+    keep_connections: bool = True
     # Alias of the database that holds the queue, unless a router chooses another.
     database: str = DEFAULT_DB_ALIAS
     # Write the row when the caller's transaction commits, for a queue in a database of its own.
@@ -80,8 +92,11 @@ class Options:
     task_modules: tuple[str, ...] = ()
     # Bytes of JSON that args, kwargs, meta and the return value may each take.
     max_payload: int = 262_144
-    # Parts of names whose values the admin masks in arguments and results.
-    mask: tuple[str, ...] = ("password", "passwd", "token", "secret", "auth", "cookie", "key")
+    # Words in names whose values the admin masks in arguments and results.
+    mask: tuple[str, ...] = (
+        *("password", "passwd", "pwd", "pass", "passphrase", "passcode", "pin", "otp"),
+        *("secret", "token", "credential", "auth", "authorization", "cookie", "key", "apikey"),
+    )
 
 
 def _flag(value: Any) -> bool:
@@ -110,6 +125,12 @@ def _size(value: Any) -> int:
     return value
 
 
+def _releases(value: Any) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{value!r} is not a valid number of releases. Use 1 or more, or None.")
+    return value
+
+
 def _seconds(value: Any) -> float:
     seconds = Duration(value).total_seconds()
     if seconds < 1:
@@ -127,12 +148,41 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "backoff": policy.check_backoff,
     "timeout": lambda value: None if value is None else policy.check_timeout(value),
     "on_lost": policy.check_on_lost,
+    "max_releases": _releases,
+    "keep_connections": _flag,
     "database": _alias,
     "enqueue_on_commit": lambda value: _alias(value) if isinstance(value, str) else _flag(value),
     "task_modules": _names,
     "max_payload": _size,
     "mask": _names,
 }
+
+
+# By alias: OPTIONS and what they were parsed to. Django makes a backend for each thread and each
+# context, so each task would parse them again: measured 5.6 ms with 20 cron expressions.
+_parsed: dict[str, tuple[Any, Options]] = {}
+
+
+def parsed(alias: str, raw: Any) -> Options:
+    """Return what parse() returns, parsed once for each process.
+
+    The same object is not parsed again, unless forget_parsed() was called.
+    """
+    known = _parsed.get(alias)
+    if known is not None and known[0] is raw:
+        return known[1]
+    options = parse(alias, raw)
+    _parsed[alias] = (raw, options)
+    return options
+
+
+def forget_parsed(*, setting: str, **_: Any) -> None:
+    """Parse OPTIONS anew after a change of settings. A receiver of Django's setting_changed."""
+    if setting in {"TASKS", "DATABASES"}:
+        _parsed.clear()
+
+
+setting_changed.connect(forget_parsed)
 
 
 def problems(alias: str, raw: Any) -> list[str]:

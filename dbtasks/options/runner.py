@@ -6,17 +6,37 @@ a runner.
 """
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ..base.queues import ALL, Served, served
+from ..db.connections import pool_size
 from . import values
+
+# Connections from a pool besides one for each thread: of the loop as it starts and ends, and of the
+# report. All others of dbtasks bypass a pool.
+OWN_CONNECTIONS = 2
 
 
 def default_workers() -> int:
-    """Return the default number of threads: one less than there are CPUs, at least one."""
-    count = getattr(os, "process_cpu_count", os.cpu_count)()
-    return max(1, (count or 1) - 1)
+    """Return the default number of threads: one less than there are CPUs, at least one.
+
+    Without the GIL threads compute side by side: as many as there are CPUs.
+    """
+    count = getattr(os, "process_cpu_count", os.cpu_count)() or 1
+    has_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+    return max(1, count - 1) if has_gil else count
+
+
+def default_coroutines(workers: int, db: str) -> int:
+    """Return how many coroutines run at once by default: as many as the database should bear.
+
+    Each of them may need a connection.
+    """
+    most, size = 4 * workers, pool_size(db)
+    return most if size is None else max(1, min(most, size - workers - OWN_CONNECTIONS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +61,8 @@ class Flag:
         return f"{self.meaning.removesuffix('.')} (default: {self.otherwise})."
 
     def read_variable(self, text: str) -> Any:
-        """Return the value of the variable's text. Commas separate the items of a list."""
-        return values.names(text) if self.extra.get("action") == "append" else self.read(text)
+        """Return the value of the variable's text."""
+        return self.read(text)
 
 
 def _option(default: Any, *names: str, **flag: Any) -> Any:
@@ -104,11 +124,12 @@ class RunnerOptions:
     queues: Sequence[str] | None = _option(
         None,
         *("-q", "--queue"),
-        meaning="Run tasks of this queue only; may be repeated.",
+        meaning="Run tasks of this queue only; may be repeated, or joined by commas; '*' is all.",
         otherwise="all queues",
         metavar="NAME",
+        read=values.queues,
         variable="DBTASKS_QUEUES",
-        extra={"action": "append"},
+        extra={"action": "extend"},
     )
     grace: float = _option(
         30.0,
@@ -126,6 +147,16 @@ class RunnerOptions:
         otherwise="run until stopped",
         extra={"action": "store_true"},
     )
+    exclude_queues: Sequence[str] | None = _option(
+        None,
+        *("-x", "--exclude-queue"),
+        meaning="Run no tasks of this queue; may be repeated, or joined by commas.",
+        otherwise="none",
+        metavar="NAME",
+        read=values.queues,
+        variable="DBTASKS_EXCLUDE_QUEUES",
+        extra={"action": "extend"},
+    )
     max_tasks: int | None = _option(
         None,
         "--max-tasks",
@@ -134,21 +165,49 @@ class RunnerOptions:
         metavar="N",
         read=values.whole("number of tasks", 1, 10**12),
     )
+    coroutines: int | None = _option(
+        None,
+        "--coroutines",
+        meaning="Number of coroutines that run at once.",
+        otherwise="4 for each thread",
+        metavar="N",
+        read=values.whole("number of coroutines", 1, 100_000),
+        variable="DBTASKS_COROUTINES",
+    )
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, not {self.workers!r}.")
+        if self.coroutines is not None and self.coroutines < 1:
+            raise ValueError(f"coroutines must be at least 1, not {self.coroutines!r}.")
         if self.loop_delay <= 0:
             raise ValueError(f"loop_delay must be above 0 seconds, not {self.loop_delay!r}.")
-        if isinstance(self.queues, str):
-            raise ValueError(
-                f"queues must be a list of names, not {self.queues!r}; None serves all."
-            )
+        for name in ("queues", "exclude_queues"):
+            if isinstance(value := getattr(self, name), str):
+                raise ValueError(f"{name} must be a list of names, not {value!r}.")
         if self.queues is not None:
             object.__setattr__(self, "queues", tuple(dict.fromkeys(self.queues)))
             if not self.queues:
                 raise ValueError("queues is empty: name at least one, or None to serve all.")
+        if self.exclude_queues is not None:
+            object.__setattr__(self, "exclude_queues", tuple(dict.fromkeys(self.exclude_queues)))
+        if ALL in (self.exclude_queues or ()) or self.served == ():
+            raise ValueError("No queue is left to serve: all are excluded.")
 
+    @property
+    def served(self) -> Served:
+        """The queues to serve: names, all but some, or None for all."""
+        return served(self.queues, self.exclude_queues or ())
+
+
+# For how long a command waits for its database before it starts a runner.
+WAIT = Flag(
+    ("--wait",),
+    meaning="Seconds to wait at the start for a database that is not ready or not migrated.",
+    otherwise="60 under a supervisor such as systemd, else 0",
+    metavar="S",
+    read=values.seconds("wait", 0, 86_400),
+)
 
 # The flag of each option, by the name of the Runner's argument.
 FLAGS: dict[str, Flag] = {option.name: option.metadata["flag"] for option in fields(RunnerOptions)}

@@ -8,7 +8,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 
 from ..exceptions import DurationError
-from ..schedule.duration import Duration
+from ..schedule.duration import Duration, duration_or_zero
 
 
 def whole(what: str, least: int, most: int) -> Callable[[str], int]:
@@ -40,10 +40,10 @@ def seconds(what: str, least: float, most: float) -> Callable[[str], float]:
 
 
 def duration(text: str) -> Duration:
-    """Return the duration of a text such as ``7d``, or of a number of seconds."""
+    """Return the duration of a text such as ``7d``, or of a number of seconds; 0 is valid."""
     found = _seconds(text)
     try:
-        return Duration(text if found is None else found)
+        return duration_or_zero(text if found is None else found)
     except DurationError as error:
         raise ArgumentTypeError(str(error)) from None
 
@@ -80,6 +80,14 @@ def switch(text: str) -> bool:
         return _SWITCH[text.strip().lower()]
     except KeyError:
         raise ArgumentTypeError(f"{text!r} is not valid. Use 'on' or 'off'.") from None
+
+
+def queues(text: str) -> list[str]:
+    """Return the names of queues in a text that separates them by commas; at least one."""
+    found = names(text)
+    if not found:
+        raise ArgumentTypeError(f"{text!r} names no queue.")
+    return found
 
 
 def names(text: str) -> list[str]:

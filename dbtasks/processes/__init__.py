@@ -2,5 +2,5 @@
 
 Owns everything between a command line and a Runner. Never runs a task.
 
-Read in this order: signals, link, run, child, supervisor, reload.
+Read in this order: signals, waiting, link, run, child, supervisor, reload.
 """

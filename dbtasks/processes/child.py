@@ -16,7 +16,7 @@ from typing import Any
 
 from .link import ENVIRONMENT, as_line
 from .run import REPLACE
-from .signals import stop_signals
+from .signals import block, restore, stop_signals
 
 # A process that dies after this many seconds is started again without a pause.
 HEALTHY = 60.0
@@ -46,13 +46,21 @@ class Child:
     """One process of the supervisor, which may be started many times.
 
     `name` is for messages, `command` starts it. A process that `reloads` need not end for new code
-    to run, because it starts processes of its own.
+    to run, because it starts processes of its own. One that `has_terminal` reads what the
+    supervisor would read, so that breakpoint() works in it.
     """
 
     def __init__(
-        self, number: int, name: str, command: list[str], *, reloads: bool = False
+        self,
+        number: int,
+        name: str,
+        command: list[str],
+        *,
+        reloads: bool = False,
+        has_terminal: bool = False,
     ) -> None:
         self.number, self.name, self.command, self.reloads = number, name, command, reloads
+        self._stdin = None if has_terminal else subprocess.DEVNULL
         self.backoff = Backoff()
         # Whether it was ever ready.
         self.was_ready = False
@@ -67,6 +75,8 @@ class Child:
         self.started_at = 0.0
         self.is_ready = self.is_done = self.is_silent = False
         self.why = ""
+        # Whether it may be able to start later, as when its database does not answer yet.
+        self.may_start_later = False
         self._link: socket.socket | None = None
         self._heard = b""
 
@@ -77,14 +87,14 @@ class Child:
     def start(self) -> None:
         """Start the process; raise OSError if the system cannot start another one."""
         self.start_at, self.started_at = None, time.monotonic()
-        self.is_ready = self.is_done = self.is_silent = False
+        self.is_ready = self.is_done = self.is_silent = self.may_start_later = False
         self.why, self._heard = "", b""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         self._link = ours
         with theirs:
             try:
-                self.process = _spawn(self.command, self.number, theirs.fileno())
+                self.process = _spawn(self.command, self.number, theirs.fileno(), self._stdin)
             except OSError:
                 self.hang_up()
                 raise
@@ -125,24 +135,29 @@ class Child:
         return [json.loads(line) for line in lines]
 
 
-def replicas(count: int, command: list[str]) -> list[Child]:
+def replicas(count: int, command: list[str], has_terminal: bool = False) -> list[Child]:
     """Return `count` processes of one command."""
-    return [Child(number, f"Process #{number}", command) for number in range(1, count + 1)]
+    return [
+        Child(number, f"Process #{number}", command, has_terminal=has_terminal)
+        for number in range(1, count + 1)
+    ]
 
 
-def _spawn(command: list[str], number: int, link: int) -> subprocess.Popen[bytes]:
+def _spawn(
+    command: list[str], number: int, link: int, stdin: int | None
+) -> subprocess.Popen[bytes]:
     """Start that command with the descriptor of its socket; return the process."""
     # Signals stay blocked until the process handles them: one would end it while it starts.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals())
+    mask = block(stop_signals())
     try:
         return subprocess.Popen(
             command,
             env=os.environ | {ENVIRONMENT: f"{number} {link}"},
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             pass_fds=[link],
         )
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        restore(mask)
 
 
 def exit_reason(child: Child, code: int) -> str:

@@ -6,7 +6,7 @@ Django's apps: a process may open its link before it loads them, or without load
 The link is a pair of sockets that carries one JSON list a line:
 
     up      ["ready", worker_id]   before it claims under that name; "" if it claims nothing
-            ["failed", sentence]   it cannot start
+            ["failed", sentence, later]   it cannot start; with `later` true it may be able to later
             ["done"]               it has stopped as it should; the exit code says how
     down    ["stop", level, n]     stop on signal n, within the grace (1) or now (2); a fourth item
                                    says why

@@ -21,6 +21,7 @@ from typing import Any
 
 from django.utils import autoreload
 
+from ..backend import our_backends
 from ..base import registry
 from .child import Child, exit_reason
 from .supervisor import MARGIN, Supervisor
@@ -38,7 +39,7 @@ class Reloader(Supervisor):
     """
 
     def __init__(self, children: list[Child], watch: Watch, **options: Any) -> None:
-        super().__init__(children, ends=False, **options)
+        super().__init__(children, ends=False, wait=math.inf, **options)
         self._watch = watch
         # Processes with code from before the last change: when they end, they start again at once.
         self._outdated: set[Child] = set()
@@ -56,6 +57,11 @@ class Reloader(Supervisor):
 
             self._watch(tell)
             return super().run(banner)
+
+    def _start(self, child: Child) -> None:
+        # A debugger that was killed with its process has left the terminal without echo.
+        autoreload.ensure_echo_on()
+        super()._start(child)
 
     def _changed(self, reading: socket.socket) -> None:
         path = os.fsdecode(reading.recv(65536)).split("\n", 1)[0]
@@ -88,7 +94,11 @@ class Reloader(Supervisor):
         return [child for child in self._outdated if not child.reloads]
 
     def _hear(self, child: Child) -> None:
+        is_first = not child.was_ready
         super()._hear(child)
+        if is_first and child.is_ready and child.worker_id and child.process is not None:
+            text = f"Worker {child.worker_id} started, pid {child.process.pid}."
+            self._say(text, event="process.started", worker_id=child.worker_id)
         if child.reloads and child.is_ready:
             self._outdated.discard(child)
 
@@ -98,6 +108,8 @@ class Reloader(Supervisor):
             child.start_at = time.monotonic()
         elif child.is_ready or code < 0:
             super()._replace(child, code)
+        elif child.may_start_later:
+            self._start_later(child)
         else:
             child.start_at = math.inf
             self._say(
@@ -111,7 +123,8 @@ class Reloader(Supervisor):
 def watch(tell: Tell) -> None:
     """Watch what Django's autoreloader watches, and new modules of the project's packages."""
     # Task modules are imported so that they are watched. The processes report errors in them.
-    registry.discover()
+    for backend in our_backends():
+        registry.discover(backend.config.task_modules)
     reloader = autoreload.get_reloader()
 
     def changed(file_path: Path, **fields: Any) -> bool:
@@ -133,7 +146,7 @@ def watch(tell: Tell) -> None:
 def _packages() -> Iterator[Path]:
     """Yield the folders of the project's own packages, in which new modules may appear."""
     installed = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
-    for name, module in tuple(sys.modules.items()):
+    for name, module in sys.modules.copy().items():
         if "." not in name and (file := getattr(module, "__file__", None)):
             path = Path(file).resolve()
             if path.name == "__init__.py" and installed.isdisjoint(path.parents):

@@ -15,16 +15,19 @@ from typing import Self
 
 from ..console.report import Report
 from ..console.terminal import humanize_seconds, plural
-from ..events import JOINED
+from ..events import JOINED, STALLED
 from ..runner.runner import Runner
 from .link import SupervisorLink
-from .signals import signal_pipe, stop_signals
+from .signals import SIGNAL_DEBOUNCE, Debounce, signal_pipe, stop_signals
 
 # Exit codes, beside 1 (could not start), 2 (invalid flag) and 128 + n (second signal n).
 TASK_FAILED = 3
 TASKS_RELEASED = 5
-# An exhausted runner asks its supervisor, of whatever kind, to replace it.
+# An exhausted runner, or one of which a thread stands still, asks its supervisor, of whatever kind,
+# to replace it.
 REPLACE = 6
+# Seconds that a runner of which a thread stands still has to end by itself.
+STALL_GRACE = 2.0
 
 
 class Signals:
@@ -34,9 +37,13 @@ class Signals:
     ends the process. SIGQUIT only prints on stderr where each thread is.
     """
 
+    # Seconds in which a repeated signal counts once.
+    debounce = SIGNAL_DEBOUNCE
+
     def __init__(self, runner: Runner, report: Report) -> None:
         self._runner, self._report = runner, report
         self.received: list[int] = []
+        self._debounce = Debounce(self.debounce)
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -46,9 +53,10 @@ class Signals:
         threading.Thread(
             target=self._listen, args=[reading], name="dbtasks-signals", daemon=True
         ).start()
-        # This handler is written in C: it works even while a task holds the interpreter.
-        faulthandler.register(signal.SIGQUIT, file=2)
-        self._exit.callback(faulthandler.unregister, signal.SIGQUIT)
+        if sys.platform != "win32":
+            # This handler is written in C: it works even while a task holds the interpreter.
+            faulthandler.register(signal.SIGQUIT, file=2)
+            self._exit.callback(faulthandler.unregister, signal.SIGQUIT)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -63,8 +71,9 @@ class Signals:
         try:
             while byte := os.read(reading, 1):
                 # Other signals are written to the pipe as well.
-                if byte[0] in wanted:
+                if byte[0] in wanted and not self._debounce.is_echo(byte[0]):
                     self.take(byte[0])
+                    self._debounce.dealt_with(byte[0])
         finally:
             os.close(reading)
 
@@ -79,7 +88,8 @@ class Signals:
         text = (
             self._first() if len(self.received) == 1 else "leaving now; running tasks start again."
         )
-        self._report.say(f"{why or name}: {text}", event="runner.stopping", signal=name)
+        if not (self._report.is_replaced and self._report.is_brief and not self._runner.running):
+            self._report.say(f"{why or name}: {text}", event="runner.stopping", signal=name)
 
     def _first(self) -> str:
         if not (running := self._runner.running):
@@ -131,6 +141,8 @@ class SupervisedSignals(Signals):
     def _reach(self, level: int, number: int, why: str | None = None) -> None:
         """Count the signal until as many were received as the supervisor reports."""
         with self._lock:
+            # The supervisor has said why.
+            self._report.is_replaced = level == 1 and why is not None
             while len(self.received) < level:
                 super().take(number, why)
 
@@ -155,6 +167,24 @@ def run(
     if runner.released:
         return TASKS_RELEASED
     return TASK_FAILED if runner.options.drain and report.failed else 0
+
+
+def leave_if_stalled(runner: Runner) -> None:
+    """End the process soon after a thread of the runner was found to stand still.
+
+    The runner may not be able to end by itself. It does not beat any more, so that others rescue
+    its rows.
+    """
+
+    def end(name: str) -> None:
+        try:
+            timer = threading.Timer(STALL_GRACE, os._exit, [REPLACE])
+            timer.daemon = True
+            timer.start()
+        except RuntimeError:  # the system starts no more threads
+            os._exit(REPLACE)
+
+    runner.events.subscribe(STALLED, end)
 
 
 def leave(code: int) -> None:

@@ -18,10 +18,12 @@ from ..console.terminal import humanize_seconds
 from ..exceptions import RunnerError
 from .child import Child, exit_reason
 from .run import REPLACE, TASK_FAILED, TASKS_RELEASED, leave
-from .signals import signal_pipe, stop_signals
+from .signals import Debounce, child_signals, signal_pipe, stop_signals
 
 # Seconds after the grace in which a runner may write outcomes and end.
 MARGIN = 10.0
+# Seconds before a process whose database is not ready is started again.
+RETRY_PAUSE = 3.0
 
 
 def worst_exit_code(codes: Iterable[int]) -> int:
@@ -38,7 +40,8 @@ class Supervisor:
 
     With `ends`, a runner that stops by itself has done its work and is not replaced. `grace` is the
     grace of the runners, in seconds. `say` is called with a text for people, and with fields for
-    programs. Everything happens in the main thread.
+    programs. `wait` is for how many seconds processes may wait for their database before the first
+    of them is ready. Everything happens in the main thread.
     """
 
     def __init__(
@@ -48,11 +51,15 @@ class Supervisor:
         grace: float,
         ends: bool,
         say: Callable[..., None],
+        wait: float = 0.0,
     ) -> None:
         self._children, self._grace, self._ends, self._say = children, grace, ends, say
         self._alive: list[Child] = []
         self._codes: list[int] = []
         self._received: list[int] = []
+        self._debounce = Debounce()
+        # On the monotonic clock; and the last message about what a process waits for.
+        self._wait_until, self._waits_for = time.monotonic() + wait, ""
         # The last workers that have ended. Each new process receives them, because all processes
         # may die before one of them has received a message.
         self._gone: deque[str] = deque(maxlen=2 * len(children))
@@ -68,7 +75,7 @@ class Supervisor:
 
         Raise RunnerError if one of them cannot start, after the others have stopped.
         """
-        with self._selector, signal_pipe([signal.SIGCHLD, *stop_signals()]) as self._pipe:
+        with self._selector, signal_pipe(child_signals() + stop_signals()) as self._pipe:
             self._selector.register(self._pipe, selectors.EVENT_READ, self._take)
             self._say(
                 banner, event="supervisor.started", pid=os.getpid(), processes=len(self._children)
@@ -121,7 +128,7 @@ class Supervisor:
                 for worker_id in self._gone:
                     child.send("gone", worker_id)
             elif what == "failed":
-                child.why = words[0]
+                child.why, child.may_start_later = words[0], words[1]
             else:
                 child.is_done = True
         if child.is_silent:
@@ -172,6 +179,9 @@ class Supervisor:
     def _replace(self, child: Child, code: int) -> None:
         """Start another one, now or after a pause; stop all if this one was never ready."""
         ended = exit_reason(child, code)
+        if not child.was_ready and child.may_start_later and time.monotonic() < self._wait_until:
+            self._start_later(child)
+            return
         if not child.was_ready and code >= 0:
             self._refusal = child.why or f"{child} {ended} before it was ready; all have stopped."
             self._stop(1, signal.SIGTERM)
@@ -190,6 +200,17 @@ class Supervisor:
             pause_s=pause,
         )
 
+    def _start_later(self, child: Child) -> None:
+        """Start another one soon, because this one waits for its database. Say so once."""
+        child.start_at = time.monotonic() + RETRY_PAUSE
+        if child.why != self._waits_for:
+            self._waits_for = child.why
+            self._say(
+                f"{child.name} waits, and tries again every {RETRY_PAUSE:g} s: {child.why}",
+                event="process.waiting",
+                process=child.number,
+            )
+
     # Stopping
 
     @property
@@ -203,7 +224,9 @@ class Supervisor:
             return
         # Other signals, such as SIGCHLD, only wake this process.
         for number in [n for n in numbers if n in stop_signals()]:
-            self._obey(signal.Signals(number))
+            if not self._debounce.is_echo(number):
+                self._obey(signal.Signals(number))
+                self._debounce.dealt_with(number)
 
     def _obey(self, number: signal.Signals) -> None:
         self._received.append(number)

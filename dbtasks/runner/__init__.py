@@ -2,8 +2,9 @@
 
 Owns the order of work from start to stop, and how much is claimed and when. Never writes SQL.
 
-Read in this order: prefetch, quarantine, deadlines, event_loops, pool, outcome_writer, purger,
-scheduler, fetcher, rounds, run, runner.
+Read in this order: prefetch, quarantine, event_loops, room, abandoned, deadlines, slots, ender,
+pool, outcome_writer, tally, purger, rescuer, scheduler, fetcher, rounds, watch, guard, ending, run,
+runner.
 """
 
 from datetime import timedelta
@@ -19,8 +20,14 @@ from .runner import Runner
 __all__ = ["Runner", "cleanup"]
 
 
+def _our_task(function: Any) -> Any:
+    """Make a task of the function, if there is a backend of ours that can run it."""
+    home = home_of_our_tasks()
+    return task(takes_context=True, **home)(function) if home else function
+
+
 # Defined here because stored rows and settings name this path.
-@task(takes_context=True, **home_of_our_tasks())  # type: ignore[untyped-decorator]
+@_our_task
 def cleanup(context: TaskContext, seconds: float) -> int:
     """Delete the rows of its backend that finished more than `seconds` ago; return how many."""
     alias = context.task_result.backend

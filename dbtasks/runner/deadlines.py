@@ -9,10 +9,14 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
+from ..db.service import Activity
 from ..exceptions import TaskCancelled
 from ..execution.attempt import Attempt
 from ..execution.outcomes import CANCELLED
+from .abandoned import HUNG_AFTER
 
 logger = logging.getLogger("dbtasks.runner")
 
@@ -22,6 +26,10 @@ COOPERATIVE_GRACE = 1.0
 # Seconds that a task has after the interrupt to clean up, perhaps to roll back, before it is
 # abandoned.
 CLEAN_UP_GRACE = 1.0
+# Seconds after which an interrupt that has to wait is tried again.
+POSTPONED = 0.005
+# How often a step that raises something is tried.
+MAX_FAILURES = 10
 # A step returns the seconds until the next step and that step, or None after the last one.
 Step = Callable[[Attempt], "tuple[float, Step] | None"]
 
@@ -29,29 +37,36 @@ Step = Callable[[Attempt], "tuple[float, Step] | None"]
 class _Ending:
     """The next step for an attempt."""
 
-    __slots__ = ("at", "step")
+    __slots__ = ("at", "failures", "step")
 
     def __init__(self, at: float, step: Step) -> None:
         # On the monotonic clock.
         self.at, self.step = at, step
+        # How often the step has raised something.
+        self.failures = 0
 
 
 class Deadlines:
     """Ends attempts of one pool that take too long or were cancelled.
 
-    It has one thread, which starts with the first attempt to watch. `interrupt` and `abandon` are
-    called in that thread.
+    It has one thread, which starts with the first attempt to watch. In that thread `interrupt` and
+    `abandon` are called, and `on_hung` when an abandoned attempt has hung for HUNG_AFTER seconds.
+    `abandon` returns False if the attempt has ended.
     """
 
     def __init__(
-        self, interrupt: Callable[[Attempt], None], abandon: Callable[[Attempt], None]
+        self,
+        interrupt: Callable[[Attempt], bool],
+        abandon: Callable[[Attempt], bool],
+        on_hung: Callable[[], None],
     ) -> None:
-        self._interrupt, self._abandon = interrupt, abandon
+        self._interrupt, self._abandon, self._on_hung = interrupt, abandon, on_hung
         # At most as many as run at once, so that it is cheap to look at all of them.
         self._endings: dict[Attempt, _Ending] = {}
         # When the thread looks next. It is woken only for an earlier step.
         self._next = math.inf
         self._wakeup = threading.Event()
+        self.name, self.activity = "dbtasks-deadlines", Activity()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopped = False
@@ -86,20 +101,44 @@ class Deadlines:
 
     def _start(self) -> None:
         with self._starting:
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._live, name="dbtasks-deadlines", daemon=True
-                )
-                self._thread.start()
+            if self._thread is None and not self._stopped:
+                thread = threading.Thread(target=self._live, name=self.name, daemon=True)
+                # Here, because the thread may hang before it does anything.
+                self.activity.step()
+                thread.start()
+                self._thread = thread
+
+    @property
+    def ident(self) -> int:
+        """The id of its thread; 0 if there is none."""
+        return 0 if self._thread is None else self._thread.ident or 0
+
+    def revive(self) -> bool:
+        """Start another thread if the last one has died; return whether it had."""
+        if self._thread is None or self._thread.is_alive() or self._stopped:
+            return False
+        self._thread = None
+        self._start()
+        return True
 
     def _live(self) -> None:
         while not self._stopped:
-            self._wakeup.clear()
-            self._next = math.inf
-            self._next = self._take_due_steps()
-            wait = self._next - time.monotonic()
-            # Returns at once if an attempt was added meanwhile.
-            self._wakeup.wait(None if math.isinf(wait) else max(0.0, wait))
+            try:
+                self._wait_and_take()
+            except BaseException:  # whatever it is, attempts must have an end
+                time.sleep(POSTPONED)
+                logger.exception("%s failed; it goes on", self.name)
+        self.activity.rest()
+
+    def _wait_and_take(self) -> None:
+        self._wakeup.clear()
+        self._next = math.inf
+        self._next = self._take_due_steps()
+        wait = self._next - time.monotonic()
+        self.activity.rest()
+        # Returns at once if an attempt was added meanwhile.
+        self._wakeup.wait(None if math.isinf(wait) else max(0.0, wait))
+        self.activity.step()
 
     def _take_due_steps(self) -> float:
         """Take each step that is due; return when the next one is due."""
@@ -114,10 +153,15 @@ class Deadlines:
     def _go_on(self, attempt: Attempt, ending: _Ending) -> bool:
         """Take the attempt's next step; return whether another one follows."""
         try:
-            following = ending.step(attempt)
-        except Exception:  # whatever it raises, the other attempts have deadlines too
-            logger.exception("%s could not be ended", attempt.claim.task_path)
-            following = None
+            # What has returned stands, however long the receivers of its signal take.
+            following = None if attempt.has_returned else ending.step(attempt)
+            ending.failures = 0
+        except BaseException:  # whatever it raises, the other attempts have deadlines too
+            ending.failures += 1
+            pause = POSTPONED * 2**ending.failures
+            following = (pause, ending.step) if ending.failures < MAX_FAILURES else None
+            with suppress(BaseException):
+                logger.exception("%s could not be ended", attempt.claim.task_path)
         if following is not None:
             wait, ending.step = following
             ending.at = time.monotonic() + wait
@@ -136,9 +180,16 @@ class Deadlines:
         """Let the task end by itself, if it can see that it should."""
         return COOPERATIVE_GRACE if attempt.takes_context else 0.0, self._break_in
 
-    def _break_in(self, attempt: Attempt) -> "tuple[float, Step] | None":
-        self._interrupt(attempt)
+    def _break_in(self, attempt: Attempt, until: float = math.inf) -> "tuple[float, Step] | None":
+        """Interrupt the attempt, if need be at a better moment, but not after `until`."""
+        now = time.monotonic()
+        until = min(until, now + CLEAN_UP_GRACE)
+        if self._interrupt(attempt) and now < until:
+            return POSTPONED, partial(self._break_in, until=until)
         return CLEAN_UP_GRACE, self._give_up
 
-    def _give_up(self, attempt: Attempt) -> None:
-        self._abandon(attempt)
+    def _give_up(self, attempt: Attempt) -> "tuple[float, Step] | None":
+        return (HUNG_AFTER, self._count_hung) if self._abandon(attempt) else None
+
+    def _count_hung(self, attempt: Attempt) -> None:
+        self._on_hung()

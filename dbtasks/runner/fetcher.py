@@ -8,10 +8,12 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from .. import store, wakeup
 from ..backend import DatabaseBackend
+from ..base.queues import Queues
+from ..db.service import Pauses
 from ..store import Claim, QueuePeek
 from .pool import Pool
 from .quarantine import Quarantine
@@ -48,7 +50,7 @@ class Fetcher:
         backend: DatabaseBackend,
         pool: Pool,
         *,
-        queues: Iterable[str] | None,
+        queues: Queues,
         loop_delay: float,
         hears_others: Callable[[], bool],
         on_claimed: Callable[[list[Claim]], None],
@@ -65,6 +67,8 @@ class Fetcher:
         # The next poll, and the extra poll after a wake-up, on the monotonic clock.
         self._poll_at, self._recheck_at = 0.0, math.inf
         self._last_claim_at = 0.0
+        # Between two tries to promote rows that are locked. Others may come due meanwhile.
+        self._locked_pauses = Pauses(0.05, 0.5)
         # The last row claimed, and when to claim from the head of the index again.
         self._cursor: Claim | None = None
         self._full_scan_at = 0.0
@@ -109,17 +113,23 @@ class Fetcher:
     def _poll(self) -> float:
         """Promote rows that have come due; return the seconds until the next poll."""
         found = self.peek()
-        if found.next_due is not None and found.next_due <= 0:
-            places = store.promote(self._db, self._alias)
-            # Only here: other runners know this time as well, and poll then.
-            wakeup.became_due(self._db, self._alias, places, only_here=True)
-            self.may_be_due = True
-            return 0
         if found.due:
             self.may_be_due = True
         self.quarantine.due = found.quarantined or self.quarantine.occupied
         delay = self._delay()
-        return delay if found.next_due is None else min(delay, found.next_due)
+        if found.next_due is None:
+            return delay
+        if found.next_due > 0:
+            return min(delay, found.next_due)
+        places = store.promote(self._db, self._alias)
+        if not places:
+            # Another transaction has locked these rows.
+            return min(delay, self._locked_pauses.next())
+        self._locked_pauses.reset()
+        # Only here: other runners know this time as well, and poll then.
+        wakeup.became_due(self._db, self._alias, places, only_here=True)
+        self.may_be_due = True
+        return 0
 
     def peek(self) -> QueuePeek:
         """Return what the head of the queue shows. Can be called from any thread."""
@@ -192,8 +202,11 @@ class Fetcher:
             return now + spent / FULL_SCAN_SHARE
         return min(self._full_scan_at, now + FULL_SCAN_INTERVAL)
 
-    def claim_quarantined(self) -> None:
-        """Claim a quarantined row, which runs alone, and pass it to the pool."""
+    def claim_quarantined(self, *, is_alone: bool) -> None:
+        """Claim a quarantined row and pass it to the pool.
+
+        `is_alone` is whether nothing else runs.
+        """
         self.is_claiming = True
         try:
             claim = store.claim_quarantined(
@@ -201,13 +214,16 @@ class Fetcher:
             )
             if claim is not None:
                 logger.info(
-                    "%s %s runs alone: two workers were lost with it", claim.task_path, claim.id
+                    "%s %s runs %s: two workers were lost with it",
+                    claim.task_path,
+                    claim.id,
+                    "alone" if is_alone else "beside others, which do not end",
                 )
                 self._submit([claim])
                 self._last_claim_at = time.monotonic()
         finally:
             self.is_claiming = False
-        self.quarantine.enter(claim is not None)
+        self.quarantine.enter(claim is not None, is_alone=is_alone)
 
     def _submit(self, claims: list[Claim]) -> None:
         self._pool.submit(claims)

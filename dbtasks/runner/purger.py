@@ -9,8 +9,8 @@ import random
 from django.db import connections
 
 from .. import store
-from ..db.service import Pauses, RoundService
-from ..db.timeouts import bounded_connect, call_timeout
+from ..db.service import OUTAGE, Pauses, RoundService
+from ..db.timeouts import call_timeout
 
 logger = logging.getLogger("dbtasks.runner")
 
@@ -24,8 +24,9 @@ class Purger(RoundService):
     """Purges expired rows every minute, in batches of at most 500."""
 
     def __init__(self, db: str, backend: str) -> None:
-        super().__init__("purger", Pauses(PURGE_INTERVAL, PURGE_INTERVAL))
-        self._db, self._backend = db, backend
+        super().__init__("purger", Pauses(PURGE_INTERVAL, PURGE_INTERVAL), db)
+        self._backend = backend
+        self._has_told = False
 
     def first_wait(self) -> float:
         # Runners that started together do not purge together.
@@ -42,8 +43,20 @@ class Purger(RoundService):
         return PURGE_INTERVAL * random.uniform(0.75, 1.25)
 
     def failed(self, error: Exception) -> None:
-        logger.error("The purge failed", exc_info=error)
+        logger.error("The purge failed", exc_info=error, extra=OUTAGE)
 
     def _purge(self) -> int:
-        with bounded_connect(self._db), call_timeout(connections[self._db]):
-            return store.purge(self._db, self._backend)
+        self.activity.step()
+        with call_timeout(connections[self._db]):
+            return store.purge(self._db, self._backend, self._on_protected)
+
+    def _on_protected(self, count: int) -> None:
+        """Say once that rows are kept because other tables point to them."""
+        if not self._has_told:
+            self._has_told = True
+            logger.warning(
+                "%d expired rows of %r were not purged, because a foreign key of another table "
+                "points to them. Such rows are tried again once a day.",
+                count,
+                self._backend,
+            )

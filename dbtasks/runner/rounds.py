@@ -15,10 +15,12 @@ from ..execution import outcomes
 from ..execution.attempt import Attempt
 from ..liveness.heartbeat import Heartbeat
 from ..options.runner import RunnerOptions
+from ..store.rows import QUARANTINE_AFTER
 from .fetcher import Fetcher
 from .outcome_writer import OutcomeWriter
 from .pool import Pool
 from .prefetch import PREFETCH_SECONDS
+from .rescuer import Rescuer
 
 # Claiming pauses while more outcomes than this are unwritten: a crash loses all of them.
 MAX_BACKLOG = 1000
@@ -38,11 +40,12 @@ class Rounds:
         fetcher: Fetcher,
         heartbeat: Heartbeat,
         pool: Pool,
+        rescuer: Rescuer,
         writer: OutcomeWriter,
     ) -> None:
         self._db, self._options, self._stopping = db, options, stopping
         self._fetcher, self._heartbeat, self._pool = fetcher, heartbeat, pool
-        self._writer = writer
+        self._writer, self._rescuer = writer, rescuer
         # True while claiming pauses because of the backlog.
         self._is_full = False
         # On the monotonic clock.
@@ -68,8 +71,9 @@ class Rounds:
         fetcher.poll_if_due()
         until_cancel_poll = self._pass_on_cancels()
         room = self._room()
-        if room and quarantine.has_turn(self.is_empty):
-            fetcher.claim_quarantined()
+        is_empty = self.is_empty
+        if room and quarantine.has_turn(is_empty, self._has_quarantined):
+            fetcher.claim_quarantined(is_alone=is_empty)
             return 0
         is_closed = quarantine.is_closed()
         if room and fetcher.may_be_due and not is_closed:
@@ -84,6 +88,9 @@ class Rounds:
         wait = min(until_cancel_poll, fetcher.until_poll())
         is_watching = is_closed or self._pool.waiting
         return min(wait, PREFETCH_SECONDS / 2) if is_watching else wait
+
+    def _has_quarantined(self) -> bool:
+        return any(claim.lost >= QUARANTINE_AFTER for claim in self._pool.claims)
 
     def _pass_on_cancels(self) -> float:
         """Ask cancelled tasks to end; return the seconds to the next poll, inf if nothing runs."""
@@ -123,6 +130,7 @@ class Rounds:
         most = self._options.max_tasks
         if most is not None and self._fetcher.claimed >= most:
             return True
-        # The heartbeat's first look may make rows of lost workers due.
-        is_drained = not self._fetcher.is_hopeful and self._heartbeat.has_looked
-        return self._options.drain and is_drained
+        if not self._options.drain or self._heartbeat.is_undecided or self._rescuer.is_behind:
+            return False
+        # Only now, because what the heartbeat rescued last is due.
+        return not self._fetcher.is_hopeful

@@ -7,32 +7,30 @@ the pool runs tasks, the store runs SQL.
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from django.db import Error, connections
+from django.db import connections
 
 from .. import rescue, wakeup
 from ..backend import check_backend
 from ..base import registry
-from ..base.result import FAILED, READY, SUCCESSFUL
-from ..db.service import Pauses, pause_after
+from ..db.service import Activity, Pauses, pause_after
 from ..db.timeouts import CALL_TIMEOUT, MAX_FACTOR, bounded_connect, call_timeout
-from ..events import CLAIMED, ENDED, JOINED, RESCUED, Events
-from ..execution.settling import Ended, due_places
+from ..events import CLAIMED, JOINED, STALLED, Events
 from ..liveness.heartbeat import Heartbeat
-from ..liveness.identity import make_worker_id, process_identity
-from ..models import ScheduledTask
+from ..liveness.identity import make_worker_id
 from ..options.runner import RunnerOptions
-from ..store import workers
+from .ending import Ending
 from .fetcher import Fetcher
+from .guard import Guard
 from .outcome_writer import OutcomeWriter
 from .pool import Pool
 from .purger import Purger
+from .rescuer import Rescuer
 from .rounds import Rounds
 from .scheduler import Scheduler
+from .tally import Tally
 
 logger = logging.getLogger("dbtasks.runner")
 
@@ -53,33 +51,29 @@ class Run:
         aborting: threading.Event,
         settled: threading.Condition,
     ) -> None:
-        self._options, self._events, self._settled = options, events, settled
+        self._options, self._events = options, events
         self._stopping, self._aborting = stopping, aborting
-        # Attempts that ended for good, those of them that failed, and attempts released after the
-        # grace.
-        self.done = self.failed = self.released = 0
+        # Attempts that were released when the grace was over.
+        self.released = 0
         self.exhausted = False
         self._wakeup = threading.Event()
         self._backend = backend = check_backend(options.backend)
         self._db = backend.database
-        registry.discover()
+        registry.discover(backend.config.task_modules)
         self._schedulers = [Scheduler(backend)] if options.init_periodic else []
+        self._activity = Activity()
+        self._rescuer = Rescuer(backend, events, self.poll_now)
         self._heartbeat = self._new_heartbeat()
-        self._writer = OutcomeWriter(self._db, self._on_settled, self._on_backlog_written)
+        self.tally = Tally(self._db, backend.alias, events, settled, self.poll_now)
+        self._writer = OutcomeWriter(self._db, self.tally.count, self._on_backlog_written)
         self._pool = self._new_pool()
         self._fetcher = self._new_fetcher()
-        self._rounds = Rounds(
-            self._db,
-            options,
-            stopping,
-            fetcher=self._fetcher,
-            heartbeat=self._heartbeat,
-            pool=self._pool,
-            writer=self._writer,
-        )
+        self._rounds = self._new_rounds()
         self._purger = Purger(self._db, backend.alias)
         # A drain does not wait for rows of other processes.
         self._watchers = [] if options.drain else wakeup.watchers_of(self._db, backend.alias, self)
+        self._guard = self._new_guard()
+        self._heartbeat.stands_still = self._guard.check_all
 
     def _new_heartbeat(self) -> Heartbeat:
         return Heartbeat(
@@ -87,17 +81,18 @@ class Run:
             make_worker_id(self._options.worker_id),
             self._backend.alias,
             self._backend.config.worker_timeout,
-            rescue=self._rescue,
+            on_lost=self._rescuer.ask,
             release_orphans=partial(rescue.release_orphans, self._backend),
             on_evicted=self._register_again,
             poll_now=self.poll_now,
             held_claims=self._held_claims,
+            drains=self._options.drain,
         )
 
     def _new_pool(self) -> Pool:
         return Pool(
             self._backend.context(self._heartbeat.worker_id),
-            self._options.workers,
+            self._options,
             self._events,
             on_outcome=self._writer.put,
             on_capacity=self._wake_loop,
@@ -108,10 +103,33 @@ class Run:
         return Fetcher(
             self._backend,
             self._pool,
-            queues=self._options.queues,
+            queues=self._options.served,
             loop_delay=self._options.loop_delay,
             hears_others=self._hears_others,
             on_claimed=partial(self._events.publish, CLAIMED),
+        )
+
+    def _new_rounds(self) -> Rounds:
+        return Rounds(
+            self._db,
+            self._options,
+            self._stopping,
+            fetcher=self._fetcher,
+            heartbeat=self._heartbeat,
+            pool=self._pool,
+            rescuer=self._rescuer,
+            writer=self._writer,
+        )
+
+    def _new_guard(self) -> Guard:
+        others = (*self._watchers, *self._schedulers)
+        return Guard(
+            self._backend.config.worker_timeout,
+            heartbeat=self._heartbeat,
+            pool=self._pool,
+            activity=self._activity,
+            services=[self._writer, self._purger, self._rescuer, *others],
+            on_stalled=self._on_stalled,
         )
 
     # Called from any thread
@@ -187,8 +205,11 @@ class Run:
             self._end()
 
     def _start(self) -> None:
-        for service in (self._heartbeat, self._writer, self._purger, *self._watchers):
+        self._pool.start()
+        services = (self._heartbeat, self._rescuer, self._writer, self._purger, *self._watchers)
+        for service in services:
             service.start()
+        self._guard.begin()
         wakeup.register(self._backend.alias, self)
         self._events.publish(JOINED, self.worker_id)
         for scheduler in self._schedulers:
@@ -201,6 +222,7 @@ class Run:
         pauses, factor = Pauses(), 1
         while not self._stopping.is_set():
             try:
+                self._activity.step()
                 self._wakeup.clear()
                 with call_timeout(connections[self._db], CALL_TIMEOUT * factor):
                     timeout = self._rounds.round()
@@ -213,24 +235,18 @@ class Run:
                     return
                 factor, timeout = min(factor + 1, MAX_FACTOR), 0
             if timeout:
-                self._wakeup.wait(timeout)
+                self._rest(timeout)
+
+    def _rest(self, seconds: float) -> None:
+        """Wait until woken or the time is over, and see meanwhile that the heartbeat goes on."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._activity.step()
+            if self._wakeup.wait(min(left, self._guard.interval)):
+                return
+            self._guard.check_heartbeat()
 
     # Called in other threads
-
-    def _on_settled(self, batch: Sequence[Ended]) -> None:
-        """Count and publish the settled outcomes. Runs in the writer's thread."""
-        statuses = [outcome.status for _, outcome in batch]
-        if READY in statuses:
-            # A free runner may start it now, or must know when it will be due.
-            self.poll_now()
-            wakeup.became_due(self._db, self._backend.alias, due_places(batch))
-            # Rows that never started are not published.
-            batch = [one for one in batch if one[1].attempt == one[0].claim.attempt]
-        self.failed += (failed := statuses.count(FAILED))
-        self.done += statuses.count(SUCCESSFUL) + failed
-        self._events.publish(ENDED, batch)
-        with self._settled:
-            self._settled.notify_all()
 
     def _on_backlog_written(self) -> None:
         """Wake the loop if it may be waiting for a smaller backlog. Runs in the writer's thread."""
@@ -247,12 +263,13 @@ class Run:
             logger.error("%d threads hang in abandoned tasks; the runner stops", count)
             self._wake_loop()
 
-    def _rescue(self) -> list[ScheduledTask]:
-        """Settle some rows of lost workers, and return them. Runs in the heartbeat's thread."""
-        rows = rescue.rescue(self._backend)
-        if rows:
-            self._events.publish(RESCUED, rows)
-        return rows
+    def _on_stalled(self, name: str) -> None:
+        """Stop, if that is still possible, because a thread stands still."""
+        self.exhausted = True
+        self._aborting.set()
+        self._stopping.set()
+        self._wake_loop()
+        self._events.publish(STALLED, name)
 
     def _register_again(self) -> None:
         """Register under a new worker id, because others have declared this worker lost.
@@ -263,51 +280,24 @@ class Run:
         # First, because tasks claimed under the new id are not to stop.
         self._pool.ask_to_stop()
         worker_id = make_worker_id(self._options.worker_id)
-        workers.register(self._db, worker_id, self._backend.alias, *process_identity())
+        self._heartbeat.register(worker_id)
         self._events.publish(JOINED, worker_id)
         self._pool.context = self._backend.context(worker_id)
-        self._heartbeat.worker_id = worker_id
 
     # Stopping
 
     def _end(self) -> None:
-        """Requeue rows that have not started, wait for the others, settle them, end all threads."""
         wakeup.unregister(self._backend.alias, self)
-        for scheduler in self._schedulers:
-            scheduler.stop(1.0)
-        deadline = time.monotonic() + self._options.grace
+        events, grace = (self._aborting, self._wakeup), self._options.grace
+        ending = Ending(
+            (self._heartbeat, self._pool, self._rounds, self._writer),
+            (*self._schedulers, self._rescuer, self._purger, *self._watchers),
+            self._db,
+            grace,
+            *events,
+            self._activity,
+        )
         try:
-            self._rounds.requeue(self._pool.withdraw())
-            self._pool.ask_to_stop()
-            self._wait_until_idle(deadline)
-            for attempt, outcome in self._pool.release():
-                self.released += 1
-                self._writer.put(attempt, outcome)
+            ending.run()
         finally:
-            self._pool.stop()
-            # At least a second: writing the outcomes matters more than a quick exit.
-            left = 0.0 if self._aborting.is_set() else deadline - time.monotonic()
-            is_settled = self._writer.finish(max(1.0, left))
-            self._purger.stop(1.0)
-            self._leave(is_settled)
-            for watcher in self._watchers:
-                watcher.stop(1.0)
-            self._pool.join(1.0 if not self.released else 0.0)
-            connections.close_all()
-
-    def _wait_until_idle(self, deadline: float) -> None:
-        while not self._pool.idle and not self._aborting.is_set():
-            if (left := deadline - time.monotonic()) <= 0:
-                return
-            self._wakeup.wait(min(left, 0.05))
-            self._wakeup.clear()
-
-    def _leave(self, is_settled: bool) -> None:
-        """Stop the heartbeat and delete the worker.
-
-        With unsettled rows in its name the worker is kept, so that others declare it lost.
-        """
-        self._heartbeat.stop(1.0)
-        if is_settled:
-            with suppress(Error), call_timeout(connections[self._db]):
-                workers.leave(self._db, self.worker_id)
+            self.released = ending.released

@@ -4,10 +4,13 @@ Owns its arguments, and starting, stopping and waiting. Never claims or runs a t
 call of run() makes a Run, which does.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
+from django.db import connections
 from django.tasks import TaskResult
 
 from ..events import Events
@@ -20,10 +23,14 @@ class Runner:
     """Claims due rows of one backend and runs them in `workers` threads.
 
     `worker_id` is the first part of its name among workers; the default is host and process id.
-    `queues` limits the runner to those queues. `loop_delay` is the longest idle time between two
+    `queues` limits the runner to those queues; None and ``["*"]`` are all. It runs no tasks of
+    `exclude_queues`. `loop_delay` is the longest idle time between two
     polls of the database, in seconds; it is five times as long while wake-ups of other processes
     arrive. With `init_periodic=False` no schedules are fired. `grace` is how many seconds running
     tasks may take after stop().
+
+    `coroutines` is how many coroutines run at once beside the threads. The default is 4 for each
+    thread, less if the database's connection pool is smaller.
 
     With `drain` the runner stops when nothing is due or running, with `max_tasks` after that many
     tasks. It also stops, with `exhausted` set, when too many threads hang in abandoned tasks.
@@ -43,7 +50,9 @@ class Runner:
         *,
         grace: float = 30.0,
         drain: bool = False,
+        exclude_queues: Iterable[str] | None = None,
         max_tasks: int | None = None,
+        coroutines: int | None = None,
     ) -> None:
         self.options = RunnerOptions(
             workers,
@@ -51,15 +60,20 @@ class Runner:
             backend,
             loop_delay,
             init_periodic,
-            queues if queues is None or isinstance(queues, str) else tuple(queues),
+            _listed(queues),
             grace,
             drain,
+            _listed(exclude_queues),
             max_tasks,
+            coroutines,
         )
         self.events = Events()
         self.ready, self.finished = threading.Event(), threading.Event()
         self._stopping, self._aborting = threading.Event(), threading.Event()
         self._settled = threading.Condition()
+        # Of start(): its thread, and what ended it.
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
         # The current run, or the last one; None before the first.
         self._run: Run | None = None
         self._first_worker_id = make_worker_id(worker_id)
@@ -77,12 +91,12 @@ class Runner:
     @property
     def done(self) -> int:
         """How many attempts have succeeded or failed for good since run() began."""
-        return 0 if self._run is None else self._run.done
+        return 0 if self._run is None else self._run.tally.done
 
     @property
     def failed(self) -> int:
         """How many attempts have failed for good since run() began."""
-        return 0 if self._run is None else self._run.failed
+        return 0 if self._run is None else self._run.tally.failed
 
     @property
     def released(self) -> int:
@@ -117,6 +131,47 @@ class Runner:
             self._aborting.clear()
             self.ready.clear()
             self.finished.set()
+
+    def start(self, timeout: float | None = None) -> None:
+        """Call run() in a thread of its own, and return when it claims tasks.
+
+        Raise what keeps it from starting, RuntimeError if it runs already. After `timeout` seconds
+        ask it to stop, and raise TimeoutError. End it by stop() and join(); the process does not
+        wait for it.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            raise RuntimeError("The runner runs already.")
+        self._error = None
+        self._thread = threading.Thread(target=self._run_here, name="dbtasks-runner", daemon=True)
+        self._thread.start()
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        # A thread that has ended is never ready.
+        while not self.ready.wait(0.01) and self._thread.is_alive():
+            if time.monotonic() > deadline:
+                self.stop()
+                raise TimeoutError(f"The runner was not ready after {timeout} seconds.")
+        if self._error is not None:
+            raise self._error
+
+    def _run_here(self) -> None:
+        try:
+            self.run()
+        except BaseException as error:  # raised again by start() or join()
+            self._error = error
+        finally:
+            connections.close_all()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until the thread of start() has ended; return False after `timeout` seconds.
+
+        Raise what ended it, unless it was stop(), `drain` or `max_tasks`.
+        """
+        if self._thread is None:
+            raise RuntimeError("The runner was not started by start().")
+        self._thread.join(timeout)
+        if self._error is not None:
+            raise self._error
+        return not self._thread.is_alive()
 
     def stop(self) -> None:
         """Ask run() to claim nothing more, wait for running tasks up to `grace`, and return.
@@ -169,3 +224,8 @@ class Runner:
                     return False
                 self._settled.wait(min(left, 0.05))
         return True
+
+
+def _listed(names: Iterable[str] | None) -> Any:
+    """Return the names as a tuple; None and text, which is not valid, as they are."""
+    return names if names is None or isinstance(names, str) else tuple(names)

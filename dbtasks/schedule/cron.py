@@ -23,12 +23,17 @@ ALIASES = {
     "@midnight": "0 0 * * *",
     "@hourly": "0 * * * *",
 }
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_MONTHS = (
+    *("january", "february", "march", "april", "may", "june"),
+    *("july", "august", "september", "october", "november", "december"),
+)
+_DAYS = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
+# Letters of a name that are enough.
+SHORT_NAME = 3
 
 
 class Field(NamedTuple):
-    """One of the five fields: its title, and its numbers and their names."""
+    """One of the five fields: its title, and its numbers and their full names."""
 
     title: str
     low: int
@@ -38,6 +43,13 @@ class Field(NamedTuple):
     names: tuple[str, ...] = ()
     # What else the field takes, for the message.
     special: str = ""
+
+    def named(self, text: str) -> int | None:
+        """Return the number with that name, in full or by its first three letters; else None."""
+        for number, name in enumerate(self.names, self.low):
+            if text in (name, name[:SHORT_NAME]):
+                return number
+        return None
 
     @property
     def size(self) -> int:
@@ -83,6 +95,27 @@ def read(text: str, key: str) -> Line:
         return _read(_words(text), key)
     except CrontabError as error:
         raise CrontabError(f"{shown!r} is not a valid cron expression. {error}") from None
+
+
+def differences(text: str) -> Iterator[str]:
+    """Yield a sentence for each part of a valid expression that some crons read differently."""
+    words = text.lower().split()
+    if len(words) != len(FIELDS):
+        return
+    for field, word in zip(FIELDS, words, strict=True):
+        for item in word.split(","):
+            if found := re.fullmatch(r"(\w+)/(\d+)", item):
+                first, step = found.groups()
+                yield (
+                    f"{item!r} means {first}-{field.high}/{step} here, and only {first} in some "
+                    f"other crons. Write {first}-{field.last}/{step}, or {first}."
+                )
+    day, weekday = words[2], words[4]
+    if "*" not in (day, weekday) and (day.startswith("*") or weekday.startswith("*")):
+        yield (
+            "both day fields must match, as in Vixie's cron, because one begins with *. In some "
+            "other crons one match is enough."
+        )
 
 
 def _words(text: str) -> list[str]:
@@ -170,8 +203,8 @@ def _random(field: Field, item: str, low: str, high: str, seed: str) -> int:
 
 
 def _number(field: Field, text: str, item: str) -> int:
-    if text in field.names:
-        return field.low + field.names.index(text)
+    if (named := field.named(text)) is not None:
+        return named
     if not re.fullmatch("[0-9]{1,2}", text):
         raise _wrong(field, item, "is not understood")
     if not field.low <= int(text) <= field.high:
@@ -180,7 +213,8 @@ def _number(field: Field, text: str, item: str) -> int:
 
 
 def _wrong(field: Field, item: str, what: str) -> CrontabError:
-    names = f", or {', '.join(field.names)}" if field.names else ""
+    short = ", ".join(name[:SHORT_NAME] for name in field.names)
+    names = f", or {short}" if short else ""
     return CrontabError(
         f"{field.title.capitalize()} {item!r} {what}. Use numbers from {field.low} to "
         f"{field.high}{names}; *, a-b, a~b, */n, lists with commas{field.special}."

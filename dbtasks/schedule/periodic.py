@@ -12,7 +12,7 @@ from typing import Any
 from django.tasks.base import Task
 
 from ..exceptions import DurationError, ScheduleError
-from .duration import Duration, short_repr
+from .duration import duration_or_zero, short_repr
 from .rules import Crontab, Every, Schedule, parse
 
 # Characters of a key, which is stored in every row that the schedule fires.
@@ -26,8 +26,10 @@ class Periodic:
     """A schedule of a task, for OPTIONS["periodic"]. ``manage.py check`` validates it.
 
     - `spec`: a cron expression, a duration, or a Schedule.
-    - `args`, `kwargs`: values, or functions that return them and are called at each tick.
-    - `retain`: how long finished rows stay, as a duration; None leaves it to the task.
+    - `args`, `kwargs`: values, or functions that return them and are called at each tick; None is
+      none.
+    - `retain`: how long finished rows stay, as a duration; None leaves it to the task. It counts
+      for the runs of the schedule only, not for other calls of the task.
     - `timezone`: the time zone whose clocks count, if `spec` has none; Django's TIME_ZONE if None.
     - `missed`: what to do with ticks that came while no runner was running. ``"latest"`` runs the
       last one, ``"all"`` the last 100 at most, ``"skip"`` none that is more than 10 seconds late.
@@ -35,16 +37,19 @@ class Periodic:
       ``"all"`` runs one missed tick only.
     - `key`: tells several schedules of one task apart. The default is the path of the task; from
       the second schedule of a task on, it is the path and the expression.
+    - `queue_name`, `priority`: where the runs are enqueued; None leaves it to the task.
     """
 
     spec: Any
-    args: Iterable[Any] | Callable[[], Iterable[Any]] = ()
-    kwargs: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = field(default_factory=dict)
+    args: Iterable[Any] | Callable[[], Iterable[Any]] | None = ()
+    kwargs: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = field(default_factory=dict)
     retain: Any = None
     timezone: str | tzinfo | None = None
     missed: str = "latest"
     overlap: bool = True
     key: str | None = None
+    queue_name: str | None = None
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +64,14 @@ class ScheduleEntry:
     retain: timedelta | None = None
     missed: str = "latest"
     overlap: bool = True
+    queue_name: str | None = None
+    priority: int | None = None
 
     def call(self) -> tuple[list[Any], dict[str, Any]]:
         """Return args and kwargs for a run. Exceptions of functions that make them are raised."""
         args = self.args() if callable(self.args) else self.args
         kwargs = self.kwargs() if callable(self.kwargs) else self.kwargs
-        return list(args), dict(kwargs)
+        return list(args or ()), dict(kwargs or {})
 
 
 # The task and its schedules by its path; the schedule nearest to @task comes first.
@@ -75,7 +82,8 @@ def periodic(spec: Any, **options: Any) -> Callable[[Task], Task]:
     """Run the task on a schedule: write ``@periodic("@daily")`` above ``@task``.
 
     Takes the arguments of Periodic, and may be repeated. Runners see it in the ``tasks`` modules of
-    installed apps, which they import. If OPTIONS["periodic"] names the same task, the decorators
+    installed apps and of the project's package, and in OPTIONS["task_modules"], which they import
+    when they start. If OPTIONS["periodic"] names the same task, the decorators
     are ignored. Raise ScheduleError if a value is not valid, TypeError if it is not above
     ``@task``.
     """
@@ -103,6 +111,11 @@ def decorated(alias: str, except_for: Iterable[str] = ()) -> dict[str, ScheduleE
         if task.backend == alias
         for entry in _entries(path, wanted)
     }
+
+
+def declared(alias: str) -> list[Task]:
+    """Return the tasks of the backend that have decorated schedules."""
+    return [task for task, _ in list(_decorated.values()) if task.backend == alias]
 
 
 def read(value: Any) -> dict[str, ScheduleEntry]:
@@ -169,11 +182,13 @@ def _entry(path: str, item: Any, position: int) -> ScheduleEntry:
         key,
         path,
         parse(one.spec, one.timezone, key),
-        one.args if callable(one.args) else tuple(one.args),
-        one.kwargs if callable(one.kwargs) else dict(one.kwargs),
-        None if one.retain is None else Duration(one.retain),
+        one.args if callable(one.args) else tuple(one.args or ()),
+        one.kwargs if callable(one.kwargs) else dict(one.kwargs or {}),
+        None if one.retain is None else duration_or_zero(one.retain),
         one.missed,
         one.overlap,
+        one.queue_name,
+        one.priority,
     )
 
 
@@ -183,13 +198,19 @@ def _wrong(one: Periodic, key: Any) -> Iterator[str]:
         yield f"{short_repr(key)} is not a valid key. Use printable text without outer spaces."
     elif len(key) > MAX_KEY:
         yield f"The key {short_repr(key)} has more than {MAX_KEY} characters. Use `key` to name it."
-    if not (callable(one.args) or isinstance(one.args, list | tuple)):
+    if not (callable(one.args) or isinstance(one.args, list | tuple | None)):
         found = short_repr(one.args)
         yield f"args must be a list, or a function that returns one, not {found}."
-    if not (callable(one.kwargs) or isinstance(one.kwargs, Mapping)):
+    if not (callable(one.kwargs) or isinstance(one.kwargs, Mapping | None)):
         found = short_repr(one.kwargs)
         yield f"kwargs must be a dict, or a function that returns one, not {found}."
     if one.missed not in MISSED:
         yield f"missed must be one of 'latest', 'skip' and 'all', not {short_repr(one.missed)}."
     if not isinstance(one.overlap, bool):
         yield f"overlap must be True or False, not {short_repr(one.overlap)}."
+    queue: Any = one.queue_name
+    if not isinstance(queue, str | None) or queue == "":
+        yield f"queue_name must be the name of a queue, not {short_repr(queue)}."
+    priority: Any = one.priority
+    if isinstance(priority, bool) or not isinstance(priority, int | None):
+        yield f"priority must be a whole number, not {short_repr(priority)}."

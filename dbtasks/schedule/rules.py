@@ -63,7 +63,10 @@ class Schedule(ABC):
         return _utc(self.first(dt)) == _utc(dt)
 
     def first(self, after: datetime) -> datetime:
-        """Return the first tick at `after` or later; raise ScheduleExhausted if there is none."""
+        """Return the first tick at `after` or later; raise ScheduleExhausted if there is none.
+
+        If `after` is a tick, it is returned: next() returns a later one.
+        """
         return self.next((after if after.tzinfo is None else _utc(after)) - MICROSECOND)
 
     def next(self, after: datetime | None = None, until: datetime | None = None) -> datetime:

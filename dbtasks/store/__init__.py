@@ -5,6 +5,7 @@ its claim. Nothing else in the package changes a row. Never calls task code, sen
 threads. Times are the database's own, read in the statement.
 
     enqueue            → READY, held until run_after
+    import_batch       a waiting row of another package → READY; that row is deleted
     promote            held → due
     claim              due → RUNNING
     claim_quarantined  quarantined → RUNNING, one row at a time
@@ -19,17 +20,18 @@ threads. Times are the database's own, read in the statement.
 Each one opens its own transaction, and runs again after a deadlock or a lock timeout. Inside a
 caller's transaction it runs once. Only enqueue and the manual operations may be called there.
 
-Read in this order: rows, dialects, unit, enqueueing, due, claiming, settling, operations, purging,
-workers, periodic.
+Read in this order: rows, dialects, unit, enqueueing, due, claiming, settling, operations, probing,
+purging, workers, periodic, sources, importing.
 """
 
 from .claiming import claim, claim_one, claim_quarantined
 from .due import QueuePeek, peek, promote
 from .enqueueing import enqueue
 from .operations import cancel, cancel_requests, delete, request_cancel, retry, run_now
+from .probing import Trouble, probe
 from .purging import older, purge, purge_older
-from .rows import Claim, NewTask, Outcome, Place
-from .settling import settle
+from .rows import Claim, NewTask, Outcome, Place, delete_after
+from .settling import is_too_large, settle, standing
 from .unit import SUPPORTED, now, pk_text, to_datetime
 
 __all__ = [
@@ -39,17 +41,21 @@ __all__ = [
     "Outcome",
     "Place",
     "QueuePeek",
+    "Trouble",
     "cancel",
     "cancel_requests",
     "claim",
     "claim_one",
     "claim_quarantined",
     "delete",
+    "delete_after",
     "enqueue",
+    "is_too_large",
     "now",
     "older",
     "peek",
     "pk_text",
+    "probe",
     "promote",
     "purge",
     "purge_older",
@@ -57,5 +63,6 @@ __all__ = [
     "retry",
     "run_now",
     "settle",
+    "standing",
     "to_datetime",
 ]

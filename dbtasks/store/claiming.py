@@ -5,15 +5,15 @@ its task starts.
 """
 
 import time
-from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
 from django.db import connections
 
+from ..base.queues import Queues
 from ..base.result import READY, RUNNING
 from ..models import TABLE, WORKERS, Hold
-from .due import due_rows, quarantined_rows
+from .due import due_rows, named, quarantined_rows
 from .rows import Change, Claim, Pick
 from .unit import dialect, pk_text, to_datetime, unit_of_work
 
@@ -30,12 +30,12 @@ def claim(
     backend: str,
     worker_id: str,
     limit: int,
-    queues: Iterable[str] | None = None,
+    queues: Queues = None,
     *,
     registered: bool = False,
     beyond: Claim | None = None,
 ) -> list[Claim]:
-    """Claim up to `limit` due rows for the worker, from those queues or from all.
+    """Claim up to `limit` due rows for the worker, from those queues, or from all if None.
 
     Return them RUNNING and committed, highest priority first, then oldest first. Fewer than `limit`
     rows may be returned although more are due; without `beyond`, none means that none is due. With
@@ -44,7 +44,9 @@ def claim(
     `beyond` is an earlier claim: rows of its priority that are older are skipped, and with them the
     dead index entries that such claims leave.
     """
-    picks = due_rows(backend, queues)
+    picks = due_rows(backend, named(db, backend, queues))
+    if not picks:
+        return []
     in_turn = (
         beyond is not None
         and len(picks) == 1
@@ -61,7 +63,7 @@ def claim_quarantined(
     db: str,
     backend: str,
     worker_id: str,
-    queues: Iterable[str] | None = None,
+    queues: Queues = None,
     *,
     registered: bool = False,
 ) -> Claim | None:

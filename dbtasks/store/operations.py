@@ -8,13 +8,13 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import connections, transaction
+from django.db import IntegrityError, connections, transaction
 from django.db.models.expressions import RawSQL
 
 from ..base.result import FAILED, READY, RUNNING, error_entry, with_error
 from ..exceptions import TaskCancelled
 from ..models import TABLE, Hold, ScheduledTask, ScheduledTaskQuerySet
-from .rows import hold_of
+from .rows import delete_after, hold_of
 from .unit import dialect, now, pk_text, unit_of_work
 
 
@@ -24,7 +24,7 @@ def retry(db: str, ids: Iterable[UUID]) -> int:
     Errors, attempts and the fence are kept. The counts that limit attempts start from 0.
     """
     rows = _rows_by_id(db, ids).filter(status=FAILED)
-    fresh = {"failures": 0, "lost": 0, "cancel_requested": False}
+    fresh = {"failures": 0, "lost": 0, "releases": 0, "cancel_requested": False}
     never = {"run_after": None, "finished_at": None, "delete_after": None}
     return unit_of_work(
         db, lambda *_: rows.update(status=READY, hold=_hold(db, "0"), **fresh, **never)
@@ -67,7 +67,7 @@ def _cancel(db: str, row: ScheduledTask, at: datetime, stay: timedelta | None) -
         status=FAILED,
         hold=Hold.NONE,
         finished_at=at,
-        delete_after=stay and at + stay,
+        delete_after=delete_after(at, stay),
         errors=with_error(row.errors, error_entry(TaskCancelled())),
     )
 
@@ -98,11 +98,30 @@ def delete(db: str, ids: Iterable[UUID], *, expired: bool = False) -> int:
 
     With `expired`, delete only those whose retention is over.
     """
+    ids = list(ids)
     rows = _rows_by_id(db, ids).finished()
     if expired:
         rows = rows.filter(delete_after__lte=now(db))
-    # Django returns None if there were no rows.
-    return unit_of_work(db, lambda *_: int(rows._raw_delete(db) or 0))
+    return delete_unprotected(db, rows, list(ids))
+
+
+def delete_unprotected(db: str, rows: ScheduledTaskQuerySet, ids: list[UUID]) -> int:
+    """Delete those of the rows that have one of the ids; return how many there were.
+
+    Rows that a foreign key of the project protects stay. In a caller's transaction they raise
+    IntegrityError.
+    """
+    doomed = rows.filter(id__in=ids)
+    try:
+        # Django returns None if there were no rows.
+        return unit_of_work(db, lambda *_: int(doomed._raw_delete(db) or 0))
+    except IntegrityError:
+        if connections[db].in_atomic_block:
+            raise
+    half = len(ids) // 2
+    if not half:
+        return 0
+    return sum(delete_unprotected(db, rows, part) for part in (ids[:half], ids[half:]))
 
 
 def _rows_by_id(db: str, ids: Iterable[UUID]) -> ScheduledTaskQuerySet:

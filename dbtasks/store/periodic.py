@@ -61,13 +61,15 @@ class SchedulePeek(NamedTuple):
     next_tick: datetime | None
 
 
-def peek(db: str, backend: str, keys: Iterable[str]) -> SchedulePeek:
+def peek(db: str, backend: str, keys: Iterable[str], *, but: Iterable[int] = ()) -> SchedulePeek:
     """Read, in one statement, the schedules with those keys and those made in the admin.
 
-    Paused schedules are left out.
+    Paused schedules are left out, and those with the ids `but`.
     """
     connection = connections[db]
     rows = of(db, backend).filter(Q(origin=ADMIN) | Q(key__in=list(keys)), paused=False)
+    if ids := list(but):
+        rows = rows.exclude(pk__in=ids)
     clock = RawSQL(dialect(connection).microseconds(connection), ())
     found = list(rows.order_by("next_tick").annotate(clock=clock)[:BATCH])
     if not found:
@@ -284,7 +286,12 @@ def save(db: str, row: PeriodicTask) -> None:
     unit_of_work(db, lambda *_: row.save(using=db, update_fields=fields))
 
 
-def forget(db: str, ids: Iterable[int]) -> int:
-    """Delete those schedules; return how many there were. Rows that they fired stay."""
-    rows = PeriodicTask.objects.using(db).filter(pk__in=list(ids))
+def forget(db: str, seen: PeriodicTask) -> int:
+    """Delete the schedule; return whether that was done. Rows that it fired stay.
+
+    It is not done if a runner has reported, since it was seen, that it has the schedule.
+    """
+    rows = PeriodicTask.objects.using(db).filter(pk=seen.pk)
+    if seen.origin == SETTINGS:
+        rows = rows.filter(seen_at=seen.seen_at)
     return unit_of_work(db, lambda *_: int(rows._raw_delete(db)))

@@ -4,7 +4,7 @@ Owns the plain tuples that the transitions take and return, their fields in the 
 and the one statement that all databases share. Never imports models, settings or a database.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 # A row with this many lost workers runs alone. Two losses may be the fault of another task, and
@@ -51,6 +51,7 @@ class Claim(NamedTuple):
     attempt: int
     failures: int
     lost: int
+    releases: int
     errors: str | None
     worker_ids: str | None
     return_value: str | None
@@ -73,6 +74,7 @@ class Outcome(NamedTuple):
     attempt: int
     failures: int
     lost: int
+    releases: int
     run_after: Any
     started_at: Any
     last_attempted_at: Any
@@ -81,6 +83,11 @@ class Outcome(NamedTuple):
     errors: str | None
     worker_ids: str | None
     return_value: str | None
+
+
+def delete_after(at: datetime, stay: timedelta | None) -> datetime | None:
+    """Return when the purge may delete a row that finished at `at`; None if it is kept for ever."""
+    return None if stay is None else at + stay
 
 
 def hold_of(run_after: str, lost: str, now: str) -> str:
@@ -94,18 +101,29 @@ def hold_of(run_after: str, lost: str, now: str) -> str:
     )
 
 
-# The settling write of one row, with its guards. The CASE keeps planners on the primary key: if the
+_QUEUE = "SELECT queue_name FROM {table} WHERE {where}%s ORDER BY queue_name LIMIT 1"
+# The names of queues that have rows of a condition, which is written twice: one probe of the index
+# for each queue.
+QUEUES = (
+    f"WITH RECURSIVE v(name) AS (SELECT * FROM ({_QUEUE % ''}) one UNION ALL "
+    f"SELECT ({_QUEUE % ' AND queue_name > v.name'}) FROM v WHERE v.name IS NOT NULL) "
+    "SELECT name FROM v WHERE name IS NOT NULL"
+)
+
+# The settling write of one row, and its guards. The CASE keeps planners on the primary key: if the
 # statistics show no RUNNING row, they would otherwise read the index of running rows.
 SETTLE = (
     f"UPDATE {{table}} SET {', '.join(f'{name} = %s' for name in Outcome._fields[2:])}, {SETTLED}, "
-    "hold = CASE WHEN %s = 'READY' THEN {hold} ELSE '' END "
-    "WHERE id = %s AND CASE status WHEN 'RUNNING' THEN fence END = %s "
+    "hold = CASE WHEN %s = 'READY' THEN {hold} ELSE '' END WHERE "
+)
+STANDING = (
+    "id = %s AND CASE status WHEN 'RUNNING' THEN fence END = %s "
     "AND NOT (cancel_requested AND %s = 'READY')"
 )
 
 
 def settling(o: Outcome) -> tuple[Any, ...]:
-    """Return the parameters of SETTLE."""
+    """Return the parameters of SETTLE and STANDING."""
     return (*o[2:], o.status, o.run_after, o.lost, o.id, o.fence, o.status)
 
 

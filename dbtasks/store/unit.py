@@ -7,13 +7,14 @@ caller's transaction. Never changes a row itself.
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.db import OperationalError, connections
+from django.db import DataError, IntegrityError, OperationalError, connections
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
@@ -32,6 +33,8 @@ BATCH = 500
 BATCH_CHARS = 4_000_000
 # How often a unit of work is tried when the database rolls it back to break a deadlock.
 TRIES = 20
+# Seconds after which it is not tried again: a wait for a lock may take as long as that by itself.
+TRY_SECONDS = 10.0
 
 
 def dialect(connection: Any) -> Any:
@@ -56,15 +59,38 @@ def unit_of_work[T](db: str, work: Callable[[Any, Any], T]) -> T:
     """
     connection = connections[db]
     sql = dialect(connection)
+    end = time.monotonic() + TRY_SECONDS
     for tried in range(TRIES):
         try:
             return work(connection, sql)
         except OperationalError as error:
-            if connection.in_atomic_block or not sql.is_transient(error) or tried == TRIES - 1:
+            is_over = tried == TRIES - 1 or time.monotonic() > end
+            if connection.in_atomic_block or is_over or not sql.is_transient(error):
                 raise
             # Up to 5 ms, then longer. The other transaction needs about that long to commit.
             time.sleep(random.random() * 0.005 * 2 ** min(tried, 6))
     raise AssertionError("unreachable")
+
+
+class Refused(Exception):
+    """The database refuses the data of a statement, however often it is sent."""
+
+
+@contextmanager
+def refusals(db: str) -> Iterator[None]:
+    """Raise Refused if the block fails because of its data; let any other error pass.
+
+    Every other error is the database's: it is a standby, lacks a table, has revoked a right or is
+    away.
+    """
+    try:
+        yield
+    except (DataError, IntegrityError, TypeError, ValueError) as error:
+        raise Refused(str(error)) from error
+    except OperationalError as error:
+        if error.args and error.args[0] in getattr(dialect(connections[db]), "REFUSALS", ()):
+            raise Refused(str(error)) from error
+        raise
 
 
 def adapted[T: (NewTask, Outcome)](connection: Any, rows: Sequence[T]) -> Sequence[T]:

@@ -19,9 +19,9 @@ from typing import Any
 from django.db import connections
 
 from ..base import payload
-from ..models import WORKERS, ScheduledTask, Worker
+from ..models import WORKERS, ScheduledTask, Unreadable, Worker
 from .rows import Claim
-from .unit import BATCH, now, pk_text, unit_of_work
+from .unit import BATCH, dialect, now, pk_text, unit_of_work
 
 LIVE, LOST = Worker.State.LIVE, Worker.State.LOST
 # Class of the PostgreSQL advisory locks that show that a worker's session is open.
@@ -33,7 +33,9 @@ REMEMBERED = timedelta(days=1)
 def register(
     db: str, worker_id: str, backend: str, host_key: str, pid: int, pid_started: int
 ) -> None:
-    """Insert the worker as live."""
+    """Insert the worker as live; raise ImproperlyConfigured if its database is too old."""
+    connection = connections[db]
+    dialect(connection).check_version(connection)
     at = now(db)
     row = Worker(
         worker_id=worker_id,
@@ -118,7 +120,8 @@ def claim_of(db: str, row: ScheduledTask) -> Claim:
     """Return the claim of the row, as the worker that claimed it received it."""
 
     def text(value: Any) -> str | None:
-        return None if value is None else payload.text(value)
+        # Damaged text stays as it is.
+        return value if value is None or isinstance(value, Unreadable) else payload.text(value)
 
     return Claim(
         id=pk_text(db, row.pk),
@@ -126,8 +129,8 @@ def claim_of(db: str, row: ScheduledTask) -> Claim:
         task_path=row.task_path,
         queue_name=row.queue_name,
         priority=row.priority,
-        args=payload.text(row.args),
-        kwargs=payload.text(row.kwargs),
+        args=text(row.args) or "",
+        kwargs=text(row.kwargs) or "",
         policy=text(row.policy),
         meta=text(row.meta),
         enqueued_at=row.enqueued_at,
@@ -136,6 +139,7 @@ def claim_of(db: str, row: ScheduledTask) -> Claim:
         attempt=row.attempt,
         failures=row.failures,
         lost=row.lost,
+        releases=row.releases,
         errors=text(row.errors),
         worker_ids=text(row.worker_ids),
         return_value=None,

@@ -3,6 +3,7 @@
 Owns run_tasks() and immediate(). Never starts a thread.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,13 +12,13 @@ from typing import Any
 
 from django.conf import settings
 from django.db.models import Min
-from django.tasks import TaskResultStatus, task_backends
+from django.tasks import task_backends
 from django.test.utils import TestContextDecorator, override_settings
 from django.utils import timezone
 
 from .. import store
 from ..backend import DatabaseBackend
-from ..base.result import READY
+from ..base.result import FAILED, READY, SUCCESSFUL
 from ..exceptions import RunnerError
 from ..inline import Inline
 from ..models import Hold, ScheduledTask, ScheduledTaskQuerySet
@@ -26,15 +27,20 @@ from ..store import Claim
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """The counts of run_tasks(): attempts that were `successful`, and all others as `failed`."""
+    """How many tasks run_tasks() has run, by how they ended.
+
+    A task that was retried counts once. `waiting` tasks have not finished: they will be retried
+    later, or have snoozed.
+    """
 
     successful: int = 0
     failed: int = 0
+    waiting: int = 0
 
     @property
     def total(self) -> int:
-        """The sum of both."""
-        return self.successful + self.failed
+        """The sum of these."""
+        return self.successful + self.failed + self.waiting
 
 
 def run_tasks(
@@ -50,22 +56,22 @@ def run_tasks(
 
     `queue` limits it to one queue. `until`, an aware datetime or a timedelta from now, also runs
     tasks scheduled up to then: after all due tasks, in the order of their run_after. `limit` is the
-    largest number of tasks to run. With `recursive`, tasks that are enqueued by tasks run too. With
-    `reraise`, the first exception of a task is raised, the same object, after its outcome is
+    largest number of attempts to run. With `recursive`, tasks that are enqueued by tasks run too.
+    With `reraise`, the first exception of a task is raised, the same object, after its outcome is
     written; otherwise look at `failed` and at the results. Works inside the transaction of a
     TestCase: the on_commit callbacks of a task run when it ends. Raise RunnerError if the backend
     is not a DatabaseBackend, or is immediate; RuntimeError inside any other transaction.
     """
     inline = Inline(backend)
     claims = (_all if recursive else _those_there)(inline, queue, _moment("until", until))
-    successful = failed = 0
+    statuses: dict[Any, str] = {}
     for claim in islice(claims, limit):
         attempt, outcome = inline.run(claim)
         if reraise and attempt.error is not None:
             raise attempt.error
-        ended_well = outcome.status == TaskResultStatus.SUCCESSFUL
-        successful, failed = successful + ended_well, failed + (not ended_well)
-    return Ran(successful, failed)
+        statuses[claim.id] = outcome.status
+    count = Counter(statuses.values())
+    return Ran(count[SUCCESSFUL], count[FAILED], count[READY])
 
 
 def _all(inline: Inline, queue: str | None, until: datetime | None) -> Iterator[Claim]:

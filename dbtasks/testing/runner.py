@@ -4,7 +4,8 @@ Owns its start and its end in each test. Never lets a test hang: every wait has 
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from django.db import OperationalError, connections
@@ -27,21 +28,13 @@ class TestingRunner(Runner):
     def __init__(self, max_wait: float, **options: Any) -> None:
         super().__init__(grace=max_wait, **options)
         self.max_wait = max_wait
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._live, name="dbtasks-runner", daemon=True)
 
-    def start(self) -> None:
+    def start(self, timeout: float | None = None) -> None:
         """Start the thread; return once it claims tasks, or raise the error that prevents it."""
-        self._thread.start()
-        # Checks a hundred times a second, because a thread that has died is never ready.
-        for _ in range(round(self.max_wait * 100)):
-            if self.ready.wait(0.01) or not self._thread.is_alive():
-                break
-        if self._error is not None:
-            raise self._error
-        if not self.ready.is_set():
-            self.stop()
-            raise AssertionError(f"The runner was not ready after {self.max_wait} seconds.")
+        try:
+            super().start(self.max_wait if timeout is None else timeout)
+        except TimeoutError as error:
+            raise AssertionError(str(error)) from error
 
     def close(self) -> None:
         """Stop it and wait for its end; raise its error, or AssertionError if tasks still run."""
@@ -49,10 +42,8 @@ class TestingRunner(Runner):
         if not self._stopping.is_set():
             self.stop()
         # Longer than its grace, because it then releases what still runs.
-        self._thread.join(self.max_wait + 5)
-        if self._error is not None:
-            raise self._error
-        if self._thread.is_alive() or self.released:
+        has_ended = self.join(self.max_wait + 5)
+        if not has_ended or self.released:
             raise AssertionError(self._complaint("did not come to its end"))
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -77,14 +68,6 @@ class TestingRunner(Runner):
             if timeout is not None:
                 raise
             raise AssertionError(self._complaint(f"has not finished {result.id}")) from error
-
-    def _live(self) -> None:
-        try:
-            self.run()
-        except BaseException as error:  # raised again in the test's thread
-            self._error = error
-        finally:
-            connections.close_all()
 
     def _complaint(self, what: str) -> str:
         backend = ours(self.options.backend)
@@ -119,15 +102,27 @@ def _patiently(execute: Any, sql: Any, params: Any, many: Any, context: Any) -> 
     return execute(sql, params, many, context)
 
 
+@contextmanager
+def shared_memory() -> Iterator[None]:
+    """Let the threads of a runner and of the test share SQLite databases in memory."""
+    with ExitStack() as stack:
+        connection_created.connect(_share)
+        stack.callback(connection_created.disconnect, _share)
+        for connection in filter(_in_memory, connections.all(initialized_only=True)):
+            stack.enter_context(connection.execute_wrapper(_patiently))
+        yield
+
+
 class RunnerTestCase(TaskTestMixin, TransactionTestCase):
     """A TransactionTestCase with a running runner, ``self.runner``, during each test.
 
-    The class attributes `workers`, `backend`, `queues`, `loop_delay` and `init_periodic` are its
-    arguments. `max_wait` is how many seconds its start, each wait and its end may take; then the
-    test fails with a list of the unfinished tasks.
+    The class attributes `workers`, `coroutines`, `backend`, `queues`, `loop_delay` and
+    `init_periodic` are its arguments. `max_wait` is how many seconds its start, each wait and its
+    end may take; then the test fails with a list of the unfinished tasks.
     """
 
     workers = 2
+    coroutines: int | None = None
     backend = "default"
     queues: Iterable[str] | None = None
     loop_delay = 0.05
@@ -139,10 +134,7 @@ class RunnerTestCase(TaskTestMixin, TransactionTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        connection_created.connect(_share)
-        self.addCleanup(connection_created.disconnect, _share)
-        for connection in filter(_in_memory, connections.all(initialized_only=True)):
-            self.enterContext(connection.execute_wrapper(_patiently))
+        self.enterContext(shared_memory())
         self.runner = self.start_runner()
 
     def start_runner(self, **options: Any) -> TestingRunner:
@@ -150,8 +142,21 @@ class RunnerTestCase(TaskTestMixin, TransactionTestCase):
 
         `options` are arguments of Runner; the class attributes are the defaults.
         """
-        names = ("workers", "backend", "queues", "loop_delay", "init_periodic")
-        runner = TestingRunner(self.max_wait, **({n: getattr(self, n) for n in names} | options))
+        runner = TestingRunner(**(runner_options(self) | options))
         runner.start()
         self.addCleanup(runner.close)
         return runner
+
+
+def runner_options(case: RunnerTestCase | type[RunnerTestCase]) -> dict[str, Any]:
+    """Return the attributes of the test case that are arguments of its runner."""
+    names = [
+        "max_wait",
+        "workers",
+        "coroutines",
+        "backend",
+        "queues",
+        "loop_delay",
+        "init_periodic",
+    ]
+    return {name: getattr(case, name) for name in names}

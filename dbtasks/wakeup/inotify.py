@@ -6,9 +6,11 @@ whether it is complete.
 
 import ctypes
 import os
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 # The event to watch for: a write to the file.
 MODIFY = 0x2
@@ -17,13 +19,15 @@ MODIFY = 0x2
 class Writes:
     """A descriptor that is readable once one of the watched files was written to."""
 
+    _fd: int
+    _add: Any
+
     def __init__(self) -> None:
         """Raise OSError if the system has no inotify, or a limit is reached."""
+        if sys.platform != "linux":
+            raise OSError("this system has no inotify")
         libc = ctypes.CDLL(None, use_errno=True)
-        try:
-            self._add, start = libc.inotify_add_watch, libc.inotify_init1
-        except AttributeError:
-            raise OSError("this system has no inotify") from None
+        self._add, start = libc.inotify_add_watch, libc.inotify_init1
         self._fd = _checked(start(os.O_NONBLOCK | os.O_CLOEXEC))
 
     def fileno(self) -> int:

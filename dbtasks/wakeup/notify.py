@@ -4,11 +4,11 @@ Owns became_due(), and how often other processes are notified. Never waits for a
 """
 
 import logging
+import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterable
 from typing import Protocol
-from weakref import WeakSet
+from weakref import ref
 
 from django.db import DatabaseError, InterfaceError, connections
 from django.dispatch import Signal
@@ -41,18 +41,28 @@ class Wakeable(Protocol):
         """Poll the queue now, because some process has written to the database."""
 
 
-_wakeables: dict[str, WeakSet[Wakeable]] = defaultdict(WeakSet)
+# By backend. The tuples are replaced, never changed, because any thread may be reading one.
+_wakeables: dict[str, tuple[ref[Wakeable], ...]] = {}
+_lock = threading.Lock()
 _notified: dict[str, float] = {}
 
 
 def register(backend: str, wakeable: Wakeable) -> None:
     """Wake it whenever rows of that backend become due in this process."""
-    _wakeables[backend].add(wakeable)
+    with _lock:
+        _wakeables[backend] = (*_others(backend, wakeable), ref(wakeable))
 
 
 def unregister(backend: str, wakeable: Wakeable) -> None:
     """Stop waking it for that backend."""
-    _wakeables[backend].discard(wakeable)
+    with _lock:
+        _wakeables[backend] = _others(backend, wakeable)
+
+
+def _others(backend: str, wakeable: Wakeable) -> tuple[ref[Wakeable], ...]:
+    """Return what else is registered for that backend and still exists."""
+    known = _wakeables.get(backend, ())
+    return tuple(other for other in known if other() not in (None, wakeable))
 
 
 def hint(db: str, backend: str) -> tuple[str, str] | None:
@@ -81,8 +91,9 @@ def became_due(
     With `only_here` other processes are not notified; with `is_notified` the NOTIFY was sent with
     the rows. Raises nothing.
     """
-    for wakeable in tuple(_wakeables.get(backend, ())):
-        wakeable.wake()
+    for known in _wakeables.get(backend, ()):
+        if (wakeable := known()) is not None:
+            wakeable.wake()
     if rows_due.receivers:
         rows_due.send_robust(sender=None, backend=backend, places=tuple(places))
     if only_here or (words := hint(db, backend)) is None:

@@ -7,24 +7,31 @@ claims anything: a watcher wakes a runner, which polls as well.
 import logging
 import random
 import secrets
-import select
+import selectors
 import socket
+import time
+from abc import abstractmethod
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from django.db import connections
 
+from ..db.connections import discard_all
 from ..db.service import Pauses, Service
+from ..db.timeouts import BEAT_TIMEOUT, bounded_connect, call_timeout, keepalives
 from ..store.workers import SESSIONS, session_key
 from .inotify import Writes
 from .notify import CHANNEL, NOTIFY_INTERVAL, Wakeable
 
 logger = logging.getLogger("dbtasks.wakeup")
 
-# Seconds between two reads of the file's version. Without inotify the watcher reads it all the time
-# at this interval, which takes 0.9 % of a processor.
+# Seconds between two reads of the file's version, at least.
 FILE_INTERVAL = 0.02
+# The same without inotify, when nothing was written for QUIET_AFTER seconds: fifty reads a second
+# take 0.9 % of a processor.
+QUIET_INTERVAL = 0.2
+QUIET_AFTER = 10.0
 # Seconds between the first two reads after a write, until it is committed. Each pause is twice as
 # long as the one before.
 FIRST_LOOK = 0.0005
@@ -32,6 +39,10 @@ FIRST_LOOK = 0.0005
 SILENCE = 1.0
 # Seconds of silence after which a listening connection is tested.
 CHECK_INTERVAL = 10.0
+
+
+# It takes no descriptor of its own. Windows has select() only.
+Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 def watchers_of(db: str, backend: str, wakeable: Wakeable) -> list["Watcher"]:
@@ -45,7 +56,10 @@ def watchers_of(db: str, backend: str, wakeable: Wakeable) -> list["Watcher"]:
 
 
 class Watcher(Service):
-    """A thread, with a connection of its own, that wakes a runner."""
+    """A thread, with a connection of its own, that wakes a runner.
+
+    Whatever fails, it is tried again, and the runner polls meanwhile.
+    """
 
     def __init__(self, db: str, backend: str, wakeable: Wakeable) -> None:
         super().__init__("wakeup")
@@ -55,6 +69,27 @@ class Watcher(Service):
         # Closing one end makes the other readable, which ends a wait.
         self._woken, self._waker = socket.socketpair()
 
+    def work(self) -> None:
+        pauses = Pauses(0.1, 30.0)
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            self.activity.step()
+            try:
+                if not self.watch():
+                    return
+            except Exception as error:  # whatever the driver or the system raises
+                logger.info("Wake-ups do not arrive, runners poll: %s", error)
+            finally:
+                self.is_healthy = False
+                self.activity.rest()
+            if time.monotonic() - began > CHECK_INTERVAL:
+                pauses.reset()
+            self._stopping.wait(pauses.next() * random.uniform(0.5, 1.0))
+
+    @abstractmethod
+    def watch(self) -> bool:
+        """Wake the runner until an error or stop(); return False if that is not possible here."""
+
     def stop(self, timeout: float) -> None:
         self._stopping.set()
         self._waker.close()
@@ -63,31 +98,34 @@ class Watcher(Service):
 
     def _wait_for(self, source: Any, timeout: float) -> bool:
         """Block until the source is readable, the time is over, or stop(); return whether it is."""
-        waiting = select.poll()
-        waiting.register(source, select.POLLIN)
-        waiting.register(self._woken, select.POLLIN)
-        return source.fileno() in [fd for fd, _ in waiting.poll(timeout * 1000)]
+        self.activity.rest()
+        with Selector() as waiting:
+            waiting.register(source, selectors.EVENT_READ)
+            waiting.register(self._woken, selectors.EVENT_READ)
+            readable = [key.fileobj for key, _ in waiting.select(timeout)]
+        self.activity.step()
+        return source in readable
 
 
 class FileWatcher(Watcher):
     """Notices commits to a SQLite file, by any process, without taking a lock.
 
     inotify reports writes before they are committed and misses some: on a network file system it
-    reports none. So the file's version decides. Without inotify it is read all the time.
+    reports none. So the file's version decides. Without inotify, as on macOS and Windows, it is
+    read all the time, less often while nothing is written.
     """
 
-    def work(self) -> None:
+    def watch(self) -> bool:
         try:
             with connections[self._db].cursor() as cursor:
                 # Without Django's wrappers, which remember every statement with DEBUG.
                 self._file, self._seen = cursor.cursor.connection, None
-                self._watch()
-        except Exception as error:  # Django's errors, and sqlite3's own
-            logger.warning("The file is not watched, runners will poll: %s", error)
+                self._watch_file()
         finally:
-            self.is_healthy = False
+            discard_all()
+        return True
 
-    def _watch(self) -> None:
+    def _watch_file(self) -> None:
         # Opens the file, and with it the log beside it.
         self._look()
         name = Path(self._file.execute("PRAGMA database_list").fetchone()[2])
@@ -95,7 +133,7 @@ class FileWatcher(Watcher):
             with closing(Writes()) as writes:
                 self._follow_writes(writes, [name, name.with_name(f"{name.name}-wal")])
         except OSError as error:
-            logger.info("The file's version is asked for every 20 ms: %s", error)
+            logger.info("The file's version is read all the time: %s", error)
             self._look_again()
 
     def _follow_writes(self, writes: Writes, paths: list[Path]) -> None:
@@ -116,8 +154,14 @@ class FileWatcher(Watcher):
 
     def _look_again(self) -> None:
         """Read the version all the time, until stop()."""
-        while not self._stopping.wait(FILE_INTERVAL):
-            self._look()
+        changed = time.monotonic()
+        pause = FILE_INTERVAL
+        while not self._stopping.wait(pause):
+            self.activity.step()
+            if self._look():
+                changed = time.monotonic()
+            is_quiet = time.monotonic() - changed > QUIET_AFTER
+            pause = QUIET_INTERVAL if is_quiet else FILE_INTERVAL
             self.is_healthy = True
 
     def _look(self) -> bool:
@@ -130,34 +174,42 @@ class FileWatcher(Watcher):
         return True
 
 
+class _Direct:
+    """A driver's connection, as call_timeout() takes one of Django's."""
+
+    vendor, in_atomic_block = "postgresql", False
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+
+
+def _execute(connection: Any, sql: str, params: Any = None) -> Any:
+    """Return the rows of a statement that must be answered soon."""
+    with call_timeout(_Direct(connection), BEAT_TIMEOUT):
+        cursor = connection.execute(sql, params)
+        return cursor.fetchall() if cursor.description else []
+
+
 class Listener(Watcher):
     """Receives PostgreSQL's NOTIFY on its own connection, and reconnects when that is lost."""
 
-    def work(self) -> None:
-        wrapper: Any = connections[self._db]
-        pauses = Pauses(0.1, 30.0)
-        while not self._stopping.is_set():
-            try:
-                with self._connect(wrapper) as connection:
-                    if not self._has_session(connection):
-                        return
-                    pauses = Pauses(0.1, 30.0)
-                    self._hear(connection)
-            except (wrapper.Database.Error, OSError) as error:
-                logger.info("Listening failed, and is tried again soon: %s", error)
-            self.is_healthy = False
-            self._stopping.wait(pauses.next() * random.uniform(0.5, 1.0))
+    def watch(self) -> bool:
+        with self._connect(connections[self._db]) as connection:
+            if not self._has_session(connection):
+                return False
+            self._hear(connection)
+        return True
 
     def _connect(self, wrapper: Any) -> Any:
         """Return a connection that bypasses pools: it stays open, idle, outside of transactions."""
-        params = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+        params = keepalives(BEAT_TIMEOUT)
         params |= wrapper.get_connection_params() | {"autocommit": True}
         return wrapper.Database.connect(**params)
 
     def _has_session(self, connection: Any) -> bool:
         """Listen, and return whether NOTIFY will arrive: through some poolers it does not."""
-        connection.execute(f"LISTEN {CHANNEL}")
-        [(pid,)] = connection.execute("SELECT pg_backend_pid()")
+        _execute(connection, f"LISTEN {CHANNEL}")
+        [(pid,)] = _execute(connection, "SELECT pg_backend_pid()")
         # A pooler reports a process id of its own.
         if pid == connection.info.backend_pid or self._hears_others(connection):
             return True
@@ -170,7 +222,11 @@ class Listener(Watcher):
         """Return whether a NOTIFY from another session arrives, within two seconds."""
         word = secrets.token_hex()
         try:
-            with connections[self._db].cursor() as cursor:
+            with (
+                bounded_connect(self._db),
+                call_timeout(connections[self._db], BEAT_TIMEOUT),
+                connections[self._db].cursor() as cursor,
+            ):
                 cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, word])
         finally:
             connections.close_all()
@@ -187,7 +243,7 @@ class Listener(Watcher):
                 name = self._wakeable.worker_id
                 self._show(connection, name)
             if not self._wait_for(connection, CHECK_INTERVAL):
-                connection.execute("SELECT 1")
+                _execute(connection, "SELECT 1")
             connection.pgconn.consume_input()
             while note := connection.pgconn.notifies():
                 self._on_note(note.extra.decode())
@@ -197,7 +253,7 @@ class Listener(Watcher):
         # The second key of the lock is signed here, and unsigned in pg_locks.
         number = session_key(worker_id)
         number -= 2**32 if number >= 2**31 else 0
-        connection.execute("SELECT pg_try_advisory_lock(%s, %s)", [SESSIONS, number])
+        _execute(connection, "SELECT pg_try_advisory_lock(%s, %s)", [SESSIONS, number])
 
     def _on_note(self, backend: str) -> None:
         if backend == self._backend:

@@ -20,14 +20,20 @@ from django.test import (
 )
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.html import escape as html_of
 
 from dbtasks import store
 from dbtasks.admin import actions, changelist, columns, mask, render, tasks
+from dbtasks.base import registry
 from dbtasks.base.result import FAILED, READY, RUNNING, SUCCESSFUL, class_path
+from dbtasks.base.secrets import NOTE, is_secret
 from dbtasks.calls import uuid7
 from dbtasks.exceptions import TaskCancelled
 from dbtasks.models import Hold, ScheduledTask
+from dbtasks.options import Options
 from dbtasks.store import Place, workers
+
+from ..support.processes import ProcessTestCase
 
 LIST = "admin:dbtasks_scheduledtask_changelist"
 HOUR = timedelta(hours=1)
@@ -49,6 +55,16 @@ STATES = {
 @task
 def login(user, password):
     """Take a secret by position."""
+
+
+@task
+def connect(host, *secrets, author="", **credentials):
+    """Take any number of secrets."""
+
+
+@task(takes_context=True)
+def greet(context, author, keywords):
+    """Take no secret."""
 
 
 class QueueElsewhere:
@@ -131,7 +147,7 @@ class ListTests(AdminCase):
                 self.assertContains(self.list(), f'"dbtasks-state {state}">{label}</span>')
 
     def test_a_failed_row_tells_why_in_one_line(self):
-        """The exception's class and the last line of its message stand in the list."""
+        """The exception's class and the first line of its message stand in the list."""
         make_row("failed")
 
         self.assertContains(self.list(), ">ValueError: boom</span>")
@@ -258,6 +274,91 @@ class SecretTests(AdminCase):
         self.assert_hidden("hunter4", row)
         self.assertIn("bob", self.detail(row))
 
+    def test_secrets_are_noted_when_they_are_enqueued(self):
+        """So the masking process need not know the function; the task sees no more than its own."""
+        rows = [
+            login.enqueue("bob", "hunter1"),
+            login.using(meta={"trace": "x7"}).enqueue("bob", "hunter2"),
+            connect.enqueue("db1", "hunter3", "hunter4", author="ada", user="hunter5"),
+        ]
+        with mock.patch.dict(registry._tasks, clear=True):
+            for result in rows:
+                html = self.detail(ScheduledTask.objects.get(pk=result.id))
+                self.assertNotIn("hunter", html)
+                self.assertNotIn(NOTE, html)
+            self.assertIn("ada", html)
+            self.assertIn("x7", self.detail(ScheduledTask.objects.get(pk=rows[1].id)))
+            self.assertNotIn("hunter", self.list().content.decode())
+
+        self.assertEqual(
+            [None, {"trace": "x7"}], [login.get_result(r.id).task.meta for r in rows[:2]]
+        )
+
+    def test_a_note_that_was_changed_manually_breaks_no_page(self):
+        """Whatever it is."""
+        for note in (None, [], {"args": 1, "rest": "x", "kwargs": None}):
+            self.assertIn("bob", self.detail(make_row(args=["bob"], meta={NOTE: note})))
+
+    def test_a_task_without_secrets_notes_nothing(self):
+        """Its meta stays NULL."""
+        result = greet.enqueue("ada", ["a", "b"])
+
+        row = ScheduledTask.objects.get(pk=result.id)
+        self.assertIsNone(row.meta)
+        self.assertIn("ada", self.detail(row))
+
+    def test_names_are_compared_by_words(self):
+        """Not by parts of words, unless a long word ends one."""
+        options = Options()
+        for name in [
+            "password",
+            "userPassword",
+            "db-passwords",
+            "dbpassword",
+            "PWD",
+            "pwd2",
+            "pass_phrase",
+            "passphrase",
+            "pin_code",
+            "credential",
+            "aws_credentials",
+            "PIN",
+            "APIKey",
+            "api_key",
+            "apikey",
+            "auth_token",
+            "authtoken",
+            "X-Auth",
+            "Authorization",
+            "secrets",
+            "OAuthToken",
+        ]:
+            self.assertTrue(is_secret(name, options.mask), name)
+        for name in ("author", "keywords", "monkey", "spin", "pinned", "compass", "tokenizer", ""):
+            self.assertFalse(is_secret(name, options.mask), name)
+        for name, word in (("ibanNo", "iban_no"), ("my_iban_nos", "iban-no"), ("ibanno", "ibanNo")):
+            self.assertTrue(is_secret(name, (word,)), name)
+        self.assertFalse(is_secret("iban_none", ("iban_no",)))
+
+    def test_passwords_in_urls_are_masked(self):
+        """Wherever the URL stands, and wherever its password is repeated."""
+        url = "postgres://bob:hunter2@db.example.com:5432/shop?sslmode=on&api_key=hunter3"
+        errors = [["builtins.OSError", f"OSError: {url}: no 'hunter2' for redis://:hunter4@r/0"]]
+        html = self.detail(make_row("failed", args=[url], errors=errors))
+
+        self.assertNotIn("hunter", html)
+        for part in ("postgres://bob:", "@db.example.com:5432/shop?sslmode=on", "@r/0"):
+            self.assertIn(part, html)
+
+    def test_names_of_files_in_a_traceback_stay(self):
+        """A secret that is also the name of a folder is masked elsewhere only."""
+        frame = 'File "/srv/shop/tasks.py", line 7, in shop_one'
+        text = f"Traceback (most recent call last):\n  {frame}\n    raise E\nE: of shop\nshop"
+        html = self.detail(make_row("failed", kwargs={"key": "shop"}, errors=[["x.E", text]]))
+
+        self.assertIn(html_of(frame), html)
+        self.assertNotIn("of shop", html)
+
     def test_a_traceback_does_not_repeat_a_secret(self):
         """A masked value that the error quotes is masked there as well."""
         text = "Traceback:\nKeyError: 'no \"hunter\\'5\"' 77001\nhunter'5"
@@ -320,8 +421,33 @@ class SecretTests(AdminCase):
             self.assertNotRegex(html, r"<script(?![^>]* src=)(?![^>]*json)|<style|style=|\son\w+=")
 
 
+class OtherProcessTests(ProcessTestCase):
+    """A web process that has not imported the task."""
+
+    def test_secrets_by_position_are_masked(self):
+        """The process that enqueued the task has noted them."""
+        code = "from tests.support.elsewhere import login; login.enqueue('bob', *3 * ['hunter2'])"
+        self.assertEqual(0, self.start("shell", "-v", "0", "-c", code).end())
+        self.client.force_login(User.objects.create_superuser("boss"))
+        row = ScheduledTask.objects.get()
+        page = reverse("admin:dbtasks_scheduledtask_change", args=[row.pk])
+
+        for url in (reverse(LIST), page):
+            response = self.client.get(url)
+            self.assertContains(response, "bob")
+            self.assertNotContains(response, "hunter")
+        self.assertEqual(["bob", *3 * ["hunter2"]], row.args)
+        self.assertNotIn("tests.support.elsewhere", sys.modules)
+
+
 class DetailTests(AdminCase):
     """What the page of one row shows."""
+
+    def test_releases_are_shown(self):
+        """Beside the other counts of the row."""
+        html = self.detail(make_row("failed", releases=4711))
+        self.assertIn("Releases", html)
+        self.assertIn("4711", html)
 
     def test_attempts_stand_beside_their_workers(self):
         """Each start has its worker and, from the last one back, its error."""

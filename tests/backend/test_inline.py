@@ -5,7 +5,14 @@ from typing import Any
 from unittest import mock
 from uuid import uuid4
 
-from django.db import DataError, OperationalError, connections, transaction
+from django.db import (
+    DataError,
+    InternalError,
+    OperationalError,
+    ProgrammingError,
+    connections,
+    transaction,
+)
 from django.tasks import TaskResultStatus, task_backends
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.tasks.signals import task_finished, task_started
@@ -15,7 +22,8 @@ from django.utils import timezone
 import dbtasks
 from dbtasks import inline, store
 from dbtasks.exceptions import RunnerError, TaskNotDue
-from dbtasks.models import ScheduledTask
+from dbtasks.execution import settling
+from dbtasks.models import ScheduledTask, Worker
 
 from .. import tasks
 from ..support.backends import backend
@@ -132,6 +140,21 @@ class ProcessTests(TransactionTestCase):
 
         self.assertEqual(2, dbtasks.pending_count())
         self.assertEqual([other.id, quarantined.id], [r.id for r in dbtasks.process_tasks()])
+
+    def test_pending_count_stops_where_it_is_told(self):
+        """It counts no more rows than that, over all that is due."""
+        for _ in range(3):
+            tasks.add.enqueue(1, 2)
+        ScheduledTask.objects.filter(pk=tasks.add.enqueue(1, 2).id).update(
+            hold="quarantined", lost=2
+        )
+        counts = [dbtasks.pending_count(at_most=most) for most in (1, 3, 4, 9)]
+
+        self.assertEqual([1, 3, 4, 4], counts)
+        with self.assertNumQueries(2):
+            dbtasks.pending_count(at_most=1)
+        with self.assertRaisesMessage(ValueError, "at_most must be at least 1"):
+            dbtasks.pending_count(at_most=0)
 
     def test_pending_count_works_inside_a_transaction(self):
         """Counting runs nothing, so it is allowed anywhere."""
@@ -314,8 +337,8 @@ class InterruptTests(TransactionTestCase):
             dbtasks.process_one()
 
         result.refresh()
-        self.assertEqual(READY, result.status)
-        self.assertLess(result.enqueued_at, result.started_at)
+        # The task was not called, so this is no attempt.
+        self.assertEqual((READY, 0, None), (result.status, result.attempts, result.started_at))
 
     def test_ctrl_c_while_settling_settles_and_is_raised(self):
         """The outcome in hand is written before the caller hears of it."""
@@ -338,6 +361,30 @@ class InterruptTests(TransactionTestCase):
             result = dbtasks.process_one()
 
         self.assertEqual(tasks.add.get_result(result.id), result)
+
+    def test_a_success_is_never_failed_because_it_could_not_be_written(self):
+        """A node that is read-only, or lacks a table, says nothing about the outcome."""
+        for error in (InternalError("read-only"), ProgrammingError("no such table")):
+            tasks.add.enqueue(1, 2)
+            with self.subTest(error=error), mock.patch.object(store, "settle") as settle:
+                settle.side_effect = break_once(error, settle)
+                result = dbtasks.process_one()
+
+                self.assertEqual(SUCCESSFUL, result.status)
+                self.assertEqual(tasks.add.get_result(result.id), result)
+
+    def test_a_database_that_fails_for_longer_is_the_callers_problem(self):
+        """The error is raised, and the row is rescued like that of a killed process."""
+        tasks.add.enqueue(1, 2)
+        with (
+            mock.patch.object(settling.Pauses, "next", return_value=0),
+            mock.patch.object(store, "settle", side_effect=InternalError("read-only")),
+            self.assertRaises(InternalError),
+        ):
+            dbtasks.process_one()
+
+        self.assertEqual(RUNNING, ScheduledTask.objects.get().status)
+        self.assertEqual(1, Worker.objects.count())
 
     def test_an_outcome_that_the_database_refuses_is_stored_as_failed(self):
         """Data that cannot be written never leaves a row RUNNING."""
@@ -368,10 +415,10 @@ SETTLE = store.settle
 def break_once(error: Any, settle: Any) -> Any:
     """Return a side effect that raises once, and settles from then on."""
 
-    def settle_or_raise(*args: Any) -> Any:
+    def settle_or_raise(*args: Any, **how: Any) -> Any:
         if settle.call_count == 1:
             raise error
-        return SETTLE(*args)
+        return SETTLE(*args, **how)
 
     return settle_or_raise
 

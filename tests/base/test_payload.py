@@ -6,7 +6,7 @@ from typing import Any
 
 from django.db import models
 from django.test import SimpleTestCase
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dbtasks.base import payload
@@ -33,7 +33,7 @@ class DumpTests(SimpleTestCase):
     """dump()"""
 
     @given(values)
-    @settings(max_examples=500)
+    @settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
     def test_what_is_accepted_comes_back_equal(self, value):
         """Either a TypeError, or the very value after a round trip."""
         try:

@@ -32,7 +32,7 @@ class BackoffTests(SimpleTestCase):
         self.assertEqual([1.0, 5.0, 5.0], [self.delay((1.0, 5.0), n) for n in (1, 2, 3)])
         self.assertEqual(3.0, self.delay(lambda error, result: 3))
         self.assertIsNone(self.delay(lambda error, result: None))
-        for wrong in (-1, float("nan"), "5", True):
+        for wrong in (-1, float("nan"), "soon", True, b"5"):
             with self.assertRaises(ValueError):
                 self.delay(lambda error, result, wrong=wrong: wrong)
 
@@ -45,8 +45,8 @@ class CheckTests(SimpleTestCase):
         for name, value, sentence in (
             ("max_attempts", 0, "is not a valid number of attempts"),
             ("max_attempts", True, "is not a valid number of attempts"),
-            ("backoff", "5s", "Use seconds, a list of seconds"),
-            ("backoff", [], "Use seconds, a list of seconds"),
+            ("backoff", "soon", "Use seconds, a timedelta"),
+            ("backoff", [], "Use seconds, a timedelta"),
             ("backoff", [1, -1], "must be 0 or more"),
             ("on_lost", "ignore", "must be 'retry' or 'fail'"),
             ("retain", "forever", "not a duration above zero"),

@@ -44,6 +44,7 @@ class ConfigurationTests(SimpleTestCase):
         os.environ |= {
             "DBTASKS_WORKERS": "3",
             "DBTASKS_QUEUES": "mail, default",
+            "DBTASKS_EXCLUDE_QUEUES": "bulk,slow",
             "DBTASKS_PERIODIC": "off",
             "DBTASKS_GRACE": "1m",
         }
@@ -52,6 +53,7 @@ class ConfigurationTests(SimpleTestCase):
             {
                 "workers": 3,
                 "queues": ["mail", "default"],
+                "exclude_queues": ["bulk", "slow"],
                 "init_periodic": False,
                 "grace": 60.0,
                 "backend": "other",

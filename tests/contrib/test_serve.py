@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import pty
 import shutil
 import signal
 import socket
@@ -13,14 +14,15 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
+from unittest import mock, skipUnless
 
 from django.core.management import CommandError, call_command
-from django.test import SimpleTestCase, TransactionTestCase, tag
+from django.test import SimpleTestCase, TransactionTestCase, override_settings, tag
 
 from dbtasks.contrib.serve import address
 from dbtasks.contrib.serve.management.commands import serve
 from dbtasks.contrib.serve.watch import CodeFilter
+from dbtasks.contrib.serve.web import WebOptions
 
 from ..support.processes import MANAGE, ROOT, Child, ProcessTestCase
 from ..support.sites import free_port
@@ -135,6 +137,15 @@ ASGI_APPLICATION = "mysite.asgi.application"
 """
 
 
+# As it is, because tests replace it.
+IN_CONTAINER = address.in_container
+
+
+def web_options(where: address.Address, **values: Any) -> WebOptions:
+    """Return options of a web server at that address."""
+    return WebOptions(where, "wsgi", 1, 1, 1, True, False, False, "info", **values)
+
+
 @tag("site")
 class SiteTestCase(ProcessTestCase):
     """A project of its own, with a database of its own in its folder."""
@@ -184,13 +195,16 @@ class SiteTestCase(ProcessTestCase):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
-    def serve(self, *arguments: Any, **environment: str) -> Child:
+    def serve(
+        self, *arguments: Any, before: tuple[str, ...] = (), stdin: Any = None, **environment: str
+    ) -> Child:
         """Start the site on the test's port; return it once it answers."""
         child = Child(
             *("serve", self.port, *arguments),
             environment=self.environment() | environment,
-            program=(sys.executable, "manage.py"),
+            program=(*before, sys.executable, "manage.py"),
             folder=self.folder,
+            stdin=stdin,
         )
         self.addCleanup(child.kill)
         try:
@@ -297,15 +311,36 @@ class SiteTests(SiteTestCase):
         id = self.get("enqueue/wait")
         until((self.folder / "started").exists, "The task")
         family = self.family(child)
-        for text in ("SIGTERM: waiting up to 30.0 s for 1 running task", "leave now"):
-            child.signal(signal.SIGTERM)
-            child.wait_for(text)
+        child.signal(signal.SIGTERM)
+        child.wait_for("SIGTERM: waiting up to 30.0 s for 1 running task")
+        child.signal(signal.SIGINT)
+        child.wait_for("leave now")
 
-        self.assertEqual(128 + signal.SIGTERM, child.end(), child.said)
+        self.assertEqual(128 + signal.SIGINT, child.end(), child.said)
         until(lambda: not any(map(self.is_alive, family)), "The end of all processes")
         (self.folder / "go").touch()
         self.serve("-k")
         self.assertEqual(2, self.result(id)["attempts"])
+
+    def test_a_signal_that_comes_twice_at_once_counts_once(self):
+        """GNU timeout sends it to its process and to the whole group."""
+        child = self.serve("-k", before=("timeout", "600"))
+        id = self.get("enqueue/wait")
+        answers: list[str | None] = []
+        thread = threading.Thread(target=lambda: answers.append(self.get("slow")))
+        thread.start()
+        for name in ("asked", "started"):
+            until((self.folder / name).exists, name)
+        child.signal(signal.SIGTERM)
+        child.wait_for("SIGTERM: waiting up to 30.0 s for 1 running task")
+        for name in ("answer", "go"):
+            (self.folder / name).touch()
+        thread.join(MAX_WAIT)
+
+        self.assertEqual(0, child.end(), child.said)
+        self.assertEqual(["at last"], answers)
+        self.serve()
+        self.assertEqual(("SUCCESSFUL", 1), self.status(id))
 
     def test_who_is_killed_is_replaced(self):
         """A worker, the web server, the runner: the site goes on, and the task starts again."""
@@ -327,6 +362,17 @@ class SiteTests(SiteTestCase):
         self.assertEqual(2, self.result(id)["attempts"])
         self.assertIn("The task runner (pid", child.stderr)
         self.assertIn("was killed by SIGKILL; another starts now.", child.stderr)
+
+    @skipUnless(sys.platform == "linux", "macOS is simulated on Linux")
+    def test_no_worker_outlives_its_server_on_macos(self):
+        """Nothing there kills it with its parent, so it looks."""
+        path = os.pathsep.join([str(ROOT / "tests" / "support" / "macos"), str(ROOT)])
+        self.serve(PYTHONPATH=path)
+        before = self.pids()
+        os.kill(before["server"], signal.SIGKILL)
+
+        until(lambda: not self.is_alive(before["worker"]), "The end of the worker")
+        until(lambda: self.pids().get("server", before["server"]) != before["server"], "Another")
 
     def test_nobody_outlives_the_supervisor(self):
         """Though it was killed, and could stop nobody."""
@@ -435,6 +481,76 @@ class ReloadTests(SiteTestCase):
         self.becomes("text", "view 1")
         until(lambda: self.has_run("price") == 3, "The price")
 
+    def test_a_database_that_comes_late(self):
+        """The runner is started again until it is there, with and without reload."""
+        (self.folder / "db.sqlite3").unlink()
+        child = self.serve("-k", "-r")
+        child.wait_for("The task runner waits, and tries again every 3 s: The database 'default'")
+        other = self.start_late("-k")
+        other.wait_for("The task runner waits, and tries again every 3 s")
+        other.kill()
+        refused = self.start_late("-k", "--wait", "0")
+        self.assertEqual(1, refused.end(), refused.said)
+        self.assertIn("Run 'manage.py migrate' first.", refused.said.splitlines()[-1])
+        done = subprocess.run(
+            [sys.executable, "manage.py", "migrate", "-v", "0"],
+            cwd=self.folder,
+            env=os.environ | self.environment(),
+        )
+        self.assertEqual(0, done.returncode)
+
+        self.assertEqual(0, self.has_run("price"))
+        self.assertEqual(1, child.said.count("tries again"))
+
+    def start_late(self, *arguments: Any) -> Child:
+        """Start another site on another port; do not wait for it."""
+        child = Child(
+            *("serve", free_port(), *arguments),
+            environment=self.environment(),
+            program=(sys.executable, "manage.py"),
+            folder=self.folder,
+        )
+        self.addCleanup(child.kill)
+        return child
+
+    def test_breakpoints_in_a_view_and_in_a_task(self):
+        """They talk with the terminal at which the site was started."""
+        ours, theirs = pty.openpty()
+        self.addCleanup(os.close, ours)
+        views = SHOP["views.py"].replace("HttpResponse(LABEL)", "stop()")
+        stop = "\n\ndef stop():\n    breakpoint()\n    return HttpResponse(LABEL)\n"
+        self.write("shop/views.py", views + stop)
+        price = "def price():\n"
+        self.write("shop/tasks.py", SHOP["tasks.py"].replace(price, f"{price}    breakpoint()\n"))
+        child = self.serve("-k", "-r", stdin=theirs)
+        os.close(theirs)
+        for path, line in (
+            ("label", "-> return HttpResponse(LABEL)"),
+            ("enqueue/price", "-> return"),
+        ):
+            answers: list[str | None] = []
+            asking = threading.Thread(target=lambda p=path, a=answers: a.append(self.get(p)))
+            asking.start()
+            child.wait_for(line)
+            os.write(ours, f"print('at', {path!r})\nc\n".encode())
+            child.wait_for(f"at {path}")
+            asking.join(MAX_WAIT)
+            self.assertTrue(answers[0], child.said)
+
+        self.assertEqual(0, self.result(answers[0])["value"])
+        self.assertNotIn("BdbQuit", child.said)
+
+    def test_a_reload_is_one_line(self):
+        """It says which file has changed; more is said if a task still runs."""
+        child = self.serve("-k", "-r")
+        child.wait_for("started, pid")
+        before = len(child.stderr.splitlines())
+        self.write("shop/prices.py", "PRICE = 5\n")
+        until(lambda: self.has_run("price") == 5, "The price")
+
+        lines = [line for line in child.stderr.splitlines()[before:] if " ok " not in line]
+        self.assertEqual(["shop/prices.py has changed; the new code takes over."], lines)
+
     def test_a_running_task_is_not_lost(self):
         """It ends within the grace, by the code with which it began."""
         child = self.serve("-k", "-r")
@@ -491,6 +607,36 @@ class RefusalTests(TransactionTestCase):
                 with self.subTest(arguments), self.assertRaisesMessage(CommandError, text):
                     call_command("serve", *arguments)
 
+    def test_variables_that_are_not_valid_are_named(self):
+        """Granian's own, and WEB_CONCURRENCY."""
+        for name, value, text in (
+            ("GRANIAN_WORKERS", "abc", "'abc' is not a valid number of workers."),
+            ("WEB_CONCURRENCY", "auto", "'auto' is not a valid number of workers."),
+            ("WEB_CONCURRENCY", "0", "'0' is not a valid number of workers."),
+            ("WEB_CONCURRENCY", "-2", "'-2' is not a valid number of workers."),
+            ("GRANIAN_BLOCKING_THREADS", "0", "'0' is not a valid number of threads."),
+            ("GRANIAN_BACKLOG", "many", "'many' is not a valid backlog."),
+            ("GRANIAN_LOG_ACCESS_ENABLED", "maybe", "'maybe' is not valid."),
+            ("GRANIAN_SSL_CERTIFICATE", "/nowhere", "there is no file '/nowhere'."),
+            ("PORT", "", "'' is not a valid port."),
+        ):
+            with (
+                self.subTest(**{name: value}),
+                mock.patch.dict(os.environ, {name: value}),
+                self.assertRaisesMessage(CommandError, f"{name} in the environment: {text}"),
+            ):
+                call_command("serve")
+
+    def test_the_interface_is_asgi_if_that_is_set(self):
+        """Also beside WSGI_APPLICATION, which every project has."""
+        for settings, interface in (
+            ({"ASGI_APPLICATION": "a.b", "WSGI_APPLICATION": "c.d"}, "asgi"),
+            ({"WSGI_APPLICATION": "c.d"}, "wsgi"),
+            ({"WSGI_APPLICATION": None}, "wsgi"),
+        ):
+            with self.subTest(settings), override_settings(**settings):
+                self.assertEqual(interface, serve._interface("auto"))
+
     def test_says_that_granian_is_missing(self):
         """The sentence says what to install."""
         with (
@@ -512,6 +658,23 @@ class RefusalTests(TransactionTestCase):
 class AddressTests(SimpleTestCase):
     """How an address may be written."""
 
+    def setUp(self) -> None:
+        outside = mock.patch.object(address, "in_container", return_value=False)
+        self.in_container = self.enterContext(outside)
+        # Names of hosts are resolved without a network.
+        hosts = {"example.org": ["192.0.2.1"], "six.example.org": ["2001:db8::1", "192.0.2.6"]}
+        hosts["localhost"] = ["::1", "127.0.0.1"]
+        self.enterContext(mock.patch.object(address.socket, "getaddrinfo", self.resolver(hosts)))
+
+    def resolver(self, hosts: dict[str, list[str]]) -> Any:
+        def resolve(host: str, *_: Any, **__: Any) -> list[Any]:
+            if host not in hosts:
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            family = {True: socket.AF_INET6, False: socket.AF_INET}
+            return [(family[":" in ip], 1, 6, "", (ip, 0)) for ip in hosts[host]]
+
+        return resolve
+
     def test_words_and_environment(self):
         """Flags count more than the environment, Granian's more than PORT."""
         for words, environment, wanted in (
@@ -519,7 +682,15 @@ class AddressTests(SimpleTestCase):
             ("9000", {}, "http://127.0.0.1:9000/"),
             ("0:9000", {}, "http://0.0.0.0:9000/"),
             ("[::1]:9000", {}, "http://[::1]:9000/"),
-            ("example.org:80", {}, "http://example.org:80/"),
+            ("::1", {}, "http://[::1]:8000/"),
+            ("[::1]", {}, "http://[::1]:8000/"),
+            (":9000", {}, "http://127.0.0.1:9000/"),
+            ("0.0.0.0", {}, "http://0.0.0.0:8000/"),
+            ("localhost:8000", {}, "http://127.0.0.1:8000/"),
+            ("localhost", {"GRANIAN_PORT": "7001"}, "http://127.0.0.1:7001/"),
+            ("six.example.org:80", {}, "http://192.0.2.6:80/"),
+            ("example.org:80", {}, "http://192.0.2.1:80/"),
+            ("9000", {"PORT": "7000"}, "http://127.0.0.1:9000/"),
             ("", {"PORT": "7000"}, "http://0.0.0.0:7000/"),
             ("", {"PORT": "7000", "GRANIAN_PORT": "7001"}, "http://127.0.0.1:7001/"),
             ("", {"GRANIAN_HOST": "::", "GRANIAN_PORT": "7001"}, "http://[::]:7001/"),
@@ -529,6 +700,55 @@ class AddressTests(SimpleTestCase):
             with self.subTest(words, **environment):
                 self.assertEqual(wanted, str(address.parse(words, environment)))
 
+    def test_in_a_container(self):
+        """Others cannot reach its loopback, so that is not the default."""
+        self.in_container.return_value = True
+        for words, environment, wanted in (
+            ("", {}, "http://0.0.0.0:8000/"),
+            ("9000", {}, "http://0.0.0.0:9000/"),
+            ("", {"GRANIAN_PORT": "7001"}, "http://0.0.0.0:7001/"),
+            ("127.0.0.1:9000", {}, "http://127.0.0.1:9000/"),
+            ("", {"GRANIAN_HOST": "127.0.0.1"}, "http://127.0.0.1:8000/"),
+        ):
+            with self.subTest(words, **environment):
+                self.assertEqual(wanted, str(address.parse(words, environment)))
+
+    def test_what_is_a_container(self):
+        """By the files and variables of Docker, Podman and Kubernetes."""
+        is_container = IN_CONTAINER
+        with mock.patch.object(address, "CONTAINER_FILES", ("/nowhere",)):
+            self.assertFalse(is_container({"container": ""}))
+            self.assertTrue(is_container({"container": "podman"}))
+            self.assertTrue(is_container({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}))
+        with mock.patch.object(address, "CONTAINER_FILES", (__file__,)):
+            self.assertTrue(is_container({}))
+
+    def test_values_that_are_not_valid(self):
+        """The sentence names the variable, or the argument."""
+        for words, environment, text in (
+            ("host:port", {}, "'host:port' is not a valid address."),
+            ("http://localhost", {}, "'http://localhost' is not a valid address."),
+            ("nowhere:80", {}, "The host 'nowhere' cannot be found: Name or service not known."),
+            ("", {"PORT": ""}, "PORT in the environment: '' is not a valid port."),
+            ("", {"PORT": "http"}, "PORT in the environment: 'http' is not a valid port."),
+            ("", {"GRANIAN_PORT": "0"}, "GRANIAN_PORT in the environment: '0' is not a valid"),
+        ):
+            with self.subTest(words, **environment), self.assertRaisesMessage(ValueError, text):
+                address.parse(words, environment)
+
+    def test_the_banner_says_where(self):
+        """With the scheme, and a warning if nobody outside of the container can come."""
+        web = web_options(address.Address("127.0.0.1", 8000), files={"ssl_cert": "x"})
+        options = {"tasks": None}
+        with mock.patch.object(address, "in_container", return_value=False):
+            lines = serve._banner(web, options, None).splitlines()
+        self.assertEqual("https://127.0.0.1:8000/ (WSGI, 1 worker)", lines[0])
+        self.assertEqual(2, len(lines))
+        with mock.patch.object(address, "in_container", return_value=True):
+            self.assertIn("Only this container can reach", serve._banner(web, options, None))
+            web = web_options(address.Address("0.0.0.0", 8000))
+            self.assertNotIn("Only this", serve._banner(web, options, None))
+
     def test_a_filter_for_a_folder_in_an_environment(self):
         """What is asked for by name is watched, wherever it is."""
         folder = Path("/srv/.hidden/site-packages/mine")
@@ -536,3 +756,22 @@ class AddressTests(SimpleTestCase):
 
         self.assertTrue(is_code(mock.ANY, f"{folder}/module.py"))
         self.assertFalse(is_code(mock.ANY, f"{folder}/.git/module.py"))
+
+
+class RunnerFlagsTests(SimpleTestCase):
+    """The flags of the runner are those of its own command."""
+
+    def test_queues_are_passed_on(self):
+        """Named ones, all of them, and those to leave out."""
+        parser = serve.Command().create_parser("manage.py", "serve")
+        for words, expected in (
+            (["-q", "default,mail", "-x", "mail"], "-q default -q mail -x mail"),
+            (["--queue", "*"], "-q *"),
+            ([], ""),
+        ):
+            with self.subTest(words):
+                options = vars(parser.parse_args(["-k", "2", *words]))
+                command = serve._runner_command(options)
+                passed = command[command.index("-v") + 2 :]
+
+                self.assertEqual(expected.split(), passed)

@@ -45,6 +45,17 @@ class RetryTests(RunnerTestCase):
         self.assertEqual([1, 2, 3], tasks.remembered)
         self.assertLess(result.started_at, result.last_attempted_at)
 
+    def test_a_row_forgets_workers_and_counts_attempts(self):
+        """A task that is run again for years must not grow. Django counts worker ids."""
+        result = self.run_to_end(tasks.fail_times.using(max_attempts=30, backoff=0), 24)
+
+        self.assertEqual(
+            ("SUCCESSFUL", 25, 25), (result.status, result.attempts, len(result.worker_ids))
+        )
+        self.assertEqual(list(range(1, 26)), tasks.remembered)
+        self.assertEqual([""] * 5 + [self.runner.worker_id] * 20, result.worker_ids)
+        self.assertEqual(20, len(row(result.id).worker_ids))
+
     def test_attempts_are_counted_and_end(self):
         """No more starts than max_attempts; the row is FAILED then."""
         result = self.run_to_end(tasks.fail_times.using(max_attempts=3, backoff=0.01), 9)

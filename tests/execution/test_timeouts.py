@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 from unittest import mock
@@ -45,7 +46,7 @@ class StartTests(TransactionTestCase):
         attempt.begin()
         attempt.started -= 60
         began, over = attempt.started, threading.Event()
-        deadlines = Deadlines(lambda _: over.set(), lambda _: None)
+        deadlines = Deadlines(lambda _: over.set(), lambda _: False, lambda: None)
         self.addCleanup(deadlines.stop)
         with mock.patch.object(Attempt, "timeout", 50.0):
             deadlines.watch(attempt)
@@ -376,7 +377,7 @@ class PolicyTests(SimpleTestCase):
 
     def test_what_is_no_duration_is_refused(self):
         """With the sentence that other durations get."""
-        for value in (0, -1, float("nan"), float("inf"), "soon", True, [1]):
+        for value in (0, -1, float("nan"), float("-inf"), "soon", True, [1]):
             with self.assertRaisesMessage(InvalidTask, "timeout: "):
                 tasks.spin.using(timeout=value)
             with self.assertRaisesMessage(ImproperlyConfigured, "['timeout']"):
@@ -424,3 +425,64 @@ class ExhaustedTests(ProcessTestCase):
         child.signal(signal.SIGTERM)
 
         self.assertEqual(0, child.end(), child.said)
+
+
+class FragilePlaceTests(TransactionTestCase):
+    """Interrupts that come while the standard library holds a lock that others need."""
+
+    def start(self, call: Any, *args: Any) -> Interruptible:
+        """Run the call in a thread; return it once it runs."""
+        one = Interruptible()
+
+        def work() -> None:
+            with suppress(TaskInterrupted):
+                one.run(call, list(args), {})
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        self.addCleanup(thread.join, 10)
+        until(lambda: one._thread is not None)
+        return one
+
+    def test_an_interrupt_waits_while_the_thread_logs(self):
+        """Between taking the lock of a handler and the try that releases it, it would stay locked.
+
+        So it did: every thread of the runner that logged waited for ever.
+        """
+        handler, inside, go_on = logging.Handler(), threading.Event(), threading.Event()
+        self.addCleanup(go_on.set)
+
+        def emit(record: Any) -> None:
+            inside.set()
+            while not go_on.is_set():
+                pass
+
+        handler.emit = emit
+        record = logging.LogRecord("x", logging.INFO, "x", 1, "x", None, None)
+
+        def log_on() -> None:
+            handler.handle(record)
+            while True:
+                pass
+
+        one = self.start(log_on)
+        self.assertTrue(inside.wait(10))
+        is_postponed = one.interrupt()
+        go_on.set()
+        until(lambda: not one.interrupt() and one.was_interrupted, "The interrupt")
+
+        self.assertTrue(is_postponed)
+        self.assertTrue(handler.lock.acquire(timeout=10), "The handler stayed locked.")
+
+    def test_a_thread_that_waits_for_an_event_is_interrupted(self):
+        """It waits inside of a try, and may do nothing else for hours."""
+        event, waited = threading.Event(), threading.Event()
+
+        def wait_again() -> None:
+            while True:
+                event.wait(0.05)
+                waited.set()
+
+        one = self.start(wait_again)
+        self.assertTrue(waited.wait(10))
+        until(lambda: not one.interrupt() and one.was_interrupted, "The interrupt")

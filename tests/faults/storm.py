@@ -37,6 +37,9 @@ def size(quick: int, full: int) -> int:
 class StormTestCase(ProcessTestCase):
     """Starts runners that write a ledger, and judges what they did."""
 
+    # The ledger is in the second one.
+    databases = {"default", "other"}
+
     def setUp(self) -> None:
         super().setUp()
         self.chance = random.Random(f"{SEED} {self.id()}")

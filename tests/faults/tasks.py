@@ -8,8 +8,15 @@ from typing import Any
 from django.tasks import task
 
 import dbtasks
+from dbtasks.execution import unknown
 
 from .ledger import note
+
+# Which release of the code a process has; without it all that there ever was.
+RELEASE = os.environ.get("FAULTS_RELEASE")
+if RELEASE:
+    # A row that meets the wrong release is tried by the other one sooner than usual.
+    unknown.FIRST_DELAY, unknown.LONGEST_DELAY = 0.2, 1.0
 
 
 @task(takes_context=True)
@@ -19,6 +26,22 @@ def work(context: Any, seconds: float = 0.01) -> int:
     time.sleep(seconds)
     note(context, "end")
     return int(context.attempt)
+
+
+if RELEASE != "old":
+
+    @task(takes_context=True)
+    def introduced(context: Any, seconds: float) -> int:
+        """Take that long. The old release does not know this."""
+        return int(work.func(context, seconds))
+
+
+if RELEASE != "new":
+
+    @task(takes_context=True)
+    def retired(context: Any, seconds: float) -> int:
+        """Take that long. The new release does not know this."""
+        return int(work.func(context, seconds))
 
 
 @task(takes_context=True)

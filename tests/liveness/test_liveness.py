@@ -297,7 +297,7 @@ class HeartbeatTests(TransactionTestCase):
             "me",
             "default",
             20.0,
-            rescue=partial(rescue.rescue, backend),
+            on_lost=partial(rescue.rescue, backend),
             release_orphans=partial(rescue.release_orphans, backend),
             on_evicted=mock.Mock(),
             poll_now=mock.Mock(),
@@ -378,7 +378,7 @@ class HeartbeatTests(TransactionTestCase):
         params = wrapper.get_connection_params() | {"autocommit": True}
         connection = wrapper.Database.connect(**params)
         self.addCleanup(connection.close)
-        Listener._show(mock.Mock(), connection, name)
+        Listener(DB, "default", mock.Mock())._show(connection, name)
         return connection
 
     def test_a_session_that_is_gone_shortens_the_wait(self):

@@ -2,7 +2,7 @@
 
 from io import StringIO
 
-from django.core.management import CommandError, call_command
+from django.core.management import CommandError, call_command, load_command_class
 from django.test import TestCase, override_settings
 
 from dbtasks import store
@@ -69,6 +69,18 @@ class CancelTests(TestCase):
 
         self.assertEqual(0, dbtasks("cancel", id, "--backend", "two")[0])
         self.assertEqual("FAILED", row(id).status)
+
+    def test_flags_of_django_work_after_the_subcommand(self):
+        """As they do after a command; those before it count as well."""
+        for before, after in ((["-v", 0], []), ([], ["-v", 0, "--no-color", "--traceback"])):
+            with self.subTest(after):
+                self.assertEqual((0, "", ""), dbtasks(*before, "cancel", make_task(), *after))
+        parser = load_command_class("dbtasks", "dbtasks").create_parser("manage.py", "dbtasks")
+        flags = ["--settings", "x", "--pythonpath", "y", "--skip-checks", "-v", "2"]
+        for name in ("periodic", "cancel 1"):
+            found = parser.parse_args([*name.split(), *flags])
+            said = (found.settings, found.pythonpath, found.skip_checks, found.verbosity)
+            self.assertEqual(("x", "y", True, 2), said)
 
     def test_a_verb_is_needed(self):
         """Without one the command says which there are."""

@@ -11,9 +11,10 @@ from django.contrib.auth.models import Permission, User
 from django.core.management import CommandError, call_command
 from django.test import TestCase, override_settings
 from django.urls import reverse
+from django.utils import timezone
 
 from dbtasks import Periodic
-from dbtasks.models import PeriodicTask, ScheduledTask
+from dbtasks.models import PeriodicTask, ScheduledTask, Worker
 from dbtasks.runner.scheduler import Scheduler
 from dbtasks.store import periodic as store
 
@@ -239,14 +240,20 @@ class AdminTests(TestCase):
             ({"timezone": "Mars"}, "is not a valid time zone"),
             ({"task_path": "os.system"}, "is not a task that may be run"),
             ({"args": "[1, 2]"}, "too many positional arguments"),
-            ({"args": "{}", "kwargs": "[]"}, "missing a required argument"),
+            ({"args": "[]"}, "missing a required argument"),
+            ({"args": '{"a": 1}'}, "args must be a list"),
+            ({"kwargs": "[1]"}, "kwargs must be a dict"),
             ({"args": "[1"}, "Enter a valid JSON"),
             ({"retain": "for ever"}, "is not a duration"),
             ({"key": TELL}, "has this key"),
             ({"backend": "gone"}, "Select a valid choice"),
         ):
             with self.subTest(values):
-                self.assertContains(self.post(**values), said)
+                page = self.post(**values)
+                self.assertContains(page, said)
+                # Beside the field, not above the form.
+                self.assertFalse(page.context["adminform"].form.non_field_errors())
+                self.assertIn(next(iter(values)), page.context["adminform"].form.errors)
         self.assertEqual(0, PeriodicTask.objects.count())
 
     def test_what_settings_say_is_not_changed_here(self):
@@ -282,6 +289,22 @@ class AdminTests(TestCase):
         )
 
         self.assertEqual((0, 1), (PeriodicTask.objects.count(), ScheduledTask.objects.count()))
+
+    def test_a_schedule_that_no_runner_has_any_more_is_deleted(self):
+        """Every live runner has started, and reported its schedules, since it was last seen."""
+        row = self.declared()
+        self.enterContext(override_settings(TASKS=backend()))
+        url = reverse("admin:dbtasks_periodictask_delete", args=[row.pk])
+        minute = timedelta(minutes=1)
+        runner = Worker(worker_id="w", backend="default", state="live", beat_at=timezone.now())
+        for started, seen, code in ((2, 1, 403), (0, 5, 403), (5, 6, 302)):
+            runner.started_at = timezone.now() - started * minute
+            runner.save()
+            PeriodicTask.objects.update(seen_at=timezone.now() - seen * minute)
+            with self.subTest(started=started, seen=seen):
+                self.assertEqual(code, self.client.post(url, {"post": "yes"}).status_code)
+
+        self.assertEqual(0, PeriodicTask.objects.count())
 
     def look_only(self) -> None:
         """Go on as a user who may do no more than look."""

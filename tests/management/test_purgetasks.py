@@ -98,6 +98,44 @@ class PurgeTests(TransactionTestCase):
 
         self.assertEqual("gone", ScheduledTask.objects.get().backend)
 
+    def test_an_age_of_zero_is_every_finished_task(self):
+        """Those that ended in this instant, or by a clock that is ahead, go as well."""
+        for age in ("0", "0s"):
+            with self.subTest(age):
+                make_finished(timedelta())
+                make_finished(-timedelta(minutes=1), "FAILED")
+                if not ScheduledTask.objects.filter(status="READY"):
+                    make_task()
+
+                self.assertEqual(
+                    "Would delete 2 finished tasks.\n",
+                    purgetasks("--older-than", age, "--dry-run"),
+                )
+                self.assertEqual("Deleted 2 finished tasks.\n", purgetasks("--older-than", age))
+
+                self.assertEqual("READY", ScheduledTask.objects.get().status)
+
+    def test_purges_by_queue_and_task(self):
+        """--queue and --task may be repeated, or joined by commas; both together limit further."""
+        rows = [(queue, path) for queue in ("a", "b", "c") for path in ("x.one", "x.two")]
+        for flags, left in {
+            ("-q", "a"): 4,
+            ("--queue", "a,b"): 2,
+            ("-q", "a", "-q", "b"): 2,
+            ("--task", "x.one"): 3,
+            ("--task", "x.one,x.two"): 0,
+            ("-q", "a", "--task", "x.one"): 5,
+            ("--task", "x"): 6,
+        }.items():
+            with self.subTest(flags):
+                ScheduledTask.objects.all().delete()
+                for queue, path in rows:
+                    make_finished(timedelta(hours=2), queue_name=queue, task_path=path)
+
+                purgetasks("--older-than=1h", *flags)
+
+                self.assertEqual(left, ScheduledTask.objects.count())
+
     def test_an_interrupted_purge_says_so(self):
         """Ctrl-C between two batches says how many went, and ends without a traceback."""
 
@@ -130,7 +168,7 @@ class PurgeTests(TransactionTestCase):
         for flags, allowed in (
             ([], "the following arguments are required: --older-than"),
             (["--older-than", "long"], "Use seconds, a timedelta, or text such as '90s'"),
-            (["--older-than", "0"], "is not a duration above zero"),
+            (["--older-than=-1"], "is not a duration above zero"),
             (["--older-than", "nan"], "is not a duration above zero"),
             (["--older-than=1d", "--status", "READY"], "Use SUCCESSFUL or FAILED."),
             (["--older-than=1d", "--batch-size", "0"], "from 1 to 10,000"),

@@ -55,13 +55,13 @@ class DrainTests(ProcessTestCase):
 
     def test_a_failed_task_is_exit_code_3(self):
         """--drain exits with 3 if a task of this run failed, and says which error that was."""
-        fail.enqueue("first line\nthe last line")
+        fail.enqueue("the first line\nanother line")
 
         child = self.start("taskrunner", "--drain")
 
         self.assertEqual(3, child.end(), child.stderr)
         self.assertIn("1 failed.", child.stdout)
-        self.assertIn("ValueError: the last line\n", child.stderr)
+        self.assertIn("ValueError: the first line\n", child.stderr)
 
     def test_several_runners_do_each_row_once(self):
         """Three runners on one database run each of 600 rows exactly once."""
@@ -171,6 +171,37 @@ class LimitTests(TransactionTestCase):
         done = ScheduledTask.objects.successful().values_list("queue_name", flat=True)
         self.assertEqual(["mail"], list(done))
 
+    def test_queues_are_joined_by_commas_or_excluded(self):
+        """As in other runners: -q a,b and -q '*' and --exclude-queue."""
+        for flags, left, said in (
+            (("-q", "default,mail"), [], "queues: default, mail"),
+            (("-q", "*"), [], "queues: default, mail"),
+            (("--exclude-queue", "mail"), ["mail"], "queues: all but mail"),
+            (("-q", "default,mail", "-x", "mail"), ["mail"], "queues: default"),
+        ):
+            with self.subTest(flags):
+                ScheduledTask.objects.all().delete()
+                add.enqueue(1, 2)
+                add.using(queue_name="mail").enqueue(1, 2)
+
+                code, _, err = taskrunner("--drain", *flags)
+
+                self.assertEqual(0, code)
+                self.assertIn(said, err)
+                due = ScheduledTask.objects.due().values_list("queue_name", flat=True)
+                self.assertEqual(left, list(due))
+
+    def test_queues_that_leave_nothing_are_refused(self):
+        """A misspelt name as well, before anything is claimed."""
+        for flags, said in (
+            (("-x", "nope"), "There is no queue 'nope' in TASKS['default']['QUEUES']"),
+            (("-x", "default,mail"), "is left to serve: all are excluded"),
+            (("-q", "mail", "-x", "mail"), "No queue is left to serve"),
+            (("-q", ","), "names no queue"),
+        ):
+            with self.subTest(flags), self.assertRaisesMessage(CommandError, said):
+                taskrunner("--drain", *flags)
+
     def test_max_tasks_ends_the_runner(self):
         """--max-tasks ends the runner after so many tasks; the other rows stay due."""
         add.enqueue_many([((n, 1), {}) for n in range(5)])
@@ -213,6 +244,19 @@ class OutputTests(TransactionTestCase):
 
         self.assertEqual((3, "", ""), taskrunner("--drain", "-v", 0))
 
+    def test_verbosity_2_shows_tracebacks(self):
+        """Also with Django's own LOGGING and without DEBUG; they begin in the task's code."""
+        fail.enqueue()
+        _, _, usual = taskrunner("--drain")
+        fail.enqueue()
+        _, _, err = taskrunner("--drain", "-v", 2)
+
+        self.assertNotIn("Traceback", usual)
+        self.assertRegex(
+            err, r"  Traceback [^\n]*\n    File [^\n]*tests/tasks\.py[^\n]*, in fail\n"
+        )
+        self.assertNotIn("dbtasks/execution", err)
+
     def test_claims_and_peeks(self):
         """-v 2 shows each claim and each peek at the queue too."""
         add.enqueue(1, 2)
@@ -248,7 +292,7 @@ class OutputTests(TransactionTestCase):
             [line["event"] for line in lines],
         )
         self.assertEqual([r.id for r in results], [line["task_id"] for line in lines[1:3]])
-        self.assertEqual(("ValueError", "b"), (lines[2]["exception"], lines[2]["message"]))
+        self.assertEqual(("ValueError", "a"), (lines[2]["exception"], lines[2]["message"]))
         self.assertGreaterEqual(lines[1]["wait_s"], 0)
         self.assertEqual((2, 1), (lines[3]["done"], lines[3]["failed"]))
 
@@ -388,13 +432,14 @@ class SharedTests(SimpleTestCase):
         terminal.Terminal(stream).line("nobody reads this")
 
     def test_a_pool_that_is_too_small(self):
-        """A connection pool is warned about if it has no room for the threads and six more."""
+        """A connection pool is warned about if it has no room for the threads and two more."""
         for pool, threads, warns in (
             (None, 99, False),
-            (True, 1, True),
-            ({"max_size": 11}, 5, False),
-            ({"min_size": 2, "max_size": 10}, 6, True),
-            ({"min_size": 9}, 3, False),
+            (True, 3, True),
+            (True, 2, False),
+            ({"max_size": 7}, 5, False),
+            ({"min_size": 2, "max_size": 7}, 6, True),
+            ({"min_size": 5}, 3, False),
         ):
             with self.subTest(pool=pool, threads=threads):
                 connection.settings_dict["OPTIONS"]["pool"] = pool

@@ -18,11 +18,12 @@ from django.test import SimpleTestCase
 from dbtasks.exceptions import RunnerError
 from dbtasks.liveness import identity
 from dbtasks.models import ScheduledTask, Worker
+from dbtasks.processes import signals
 from dbtasks.processes.child import Backoff, command_line, replicas
 from dbtasks.processes.link import ENVIRONMENT, SupervisorLink
 from dbtasks.processes.supervisor import Supervisor, worst_exit_code
 
-from ..support.processes import ROOT, Child, ProcessTestCase, database_url
+from ..support.processes import MANAGE, ROOT, Child, ProcessTestCase, database_url
 from ..support.rows import statuses
 from ..support.waiting import until
 from ..tasks import add, fail, wait_for_file
@@ -71,6 +72,21 @@ class RuleTests(SimpleTestCase):
         ):
             with mock.patch.object(sys, "orig_argv", ["python", *arguments]):
                 self.assertEqual([sys.executable, *arguments], command_line())
+
+    def test_an_echo_is_the_same_signal_at_once(self):
+        """Counted from when it was dealt with, which may take long."""
+        clock = self.enterContext(mock.patch.object(signals.time, "monotonic", return_value=50.0))
+        debounce = signals.Debounce()
+        self.assertFalse(debounce.is_echo(signal.SIGTERM))
+        debounce.dealt_with(signal.SIGTERM)
+        for later, number, is_echo in (
+            (0.0, signal.SIGTERM, True),
+            (0.0, signal.SIGINT, False),
+            (0.19, signal.SIGTERM, True),
+            (0.21, signal.SIGTERM, False),
+        ):
+            clock.return_value = 50.0 + later
+            self.assertEqual(is_echo, debounce.is_echo(number))
 
     def test_a_process_without_a_supervisor(self):
         """It has no link; one whose supervisor cannot be reached says so, and runs nothing."""
@@ -154,7 +170,7 @@ class LivesTests(SimpleTestCase):
         """The others stop, and its own sentence is the error."""
         with self.assertRaisesMessage(RunnerError, "Nothing works."):
             self.supervise(
-                'if number == 1: tell("failed", "Nothing works."); sys.exit(1)\n'
+                'if number == 1: tell("failed", "Nothing works.", False); sys.exit(1)\n'
                 'tell("ready", "w"); link.recv(100); tell("done")',
                 2,
                 ends=False,
@@ -165,7 +181,7 @@ class LivesTests(SimpleTestCase):
     def test_who_cannot_start_again_is_tried_again(self):
         """The database may be away just now."""
         code = self.supervise(
-            'if life == 2: tell("failed", "It is away."); sys.exit(1)\n'
+            'if life == 2: tell("failed", "It is away.", True); sys.exit(1)\n'
             'tell("ready", str(life)); life == 1 and os._exit(1); tell("done")'
         )
 
@@ -376,6 +392,26 @@ class StopTests(SupervisorTestCase):
 
         self.assertEqual(128 + signal.SIGINT, child.end(), child.stderr)
         self.assertEqual({"READY": 2}, statuses())
+
+    def test_a_signal_that_comes_twice_at_once_counts_once(self):
+        """GNU timeout sends it to its process and to the whole group."""
+        for flags, count in ((["-w", 2], 1), (["-w", 1, "--processes", 2], 2)):
+            with self.subTest(flags):
+                for name in ("a", "b"):
+                    (self.folder / name).mkdir(exist_ok=True)
+                    wait_for_file.enqueue(str(self.folder / name))
+                program = ("timeout", "600", *MANAGE)
+                child = self.start("taskrunner", *flags, program=program)
+                until(lambda: self.has_started("a") and self.has_started("b"), "The tasks")
+                child.signal(signal.SIGTERM)
+                until(lambda c=child, n=count: c.stderr.count(": waiting up to") == n, "The stop")
+                self.go()
+
+                self.assertEqual(0, child.end(), child.stderr)
+                self.assertEqual({"SUCCESSFUL": 2}, statuses())
+                ScheduledTask.objects.all().delete()
+                for path in self.folder.glob("*/*"):
+                    path.unlink()
 
     def test_grace_runs_out(self):
         """What takes longer is requeued; the exit code is 5."""

@@ -3,13 +3,14 @@
 import threading
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 from django.db import transaction
 from django.tasks import task_backends
 from django.test import TransactionTestCase
 
 import dbtasks
-from dbtasks import store, wakeup
+from dbtasks import metrics, store, wakeup
 from dbtasks.events import CLAIMED, ENDED, JOINED, RESCUED, STARTED, Events
 from dbtasks.models import ScheduledTask
 from dbtasks.rescue import release_orphans, rescue
@@ -19,6 +20,7 @@ from dbtasks.testing import RunnerTestCase, run_tasks
 from .. import tasks as plain_tasks
 from ..support import tasks
 from ..support.rows import DB, KeepsADay, make_claim, make_task
+from ..support.waiting import until
 
 
 class EventsTests(RunnerTestCase):
@@ -51,8 +53,38 @@ class EventsTests(RunnerTestCase):
         ended, _ = self.hear(ENDED)
         self.runner.wait_for(tasks.fail_times.using(max_attempts=2, backoff=0.01).enqueue(1))
 
+        # The row is written before the event is published.
+        until(lambda: sum(map(len, ended)) == 2)
         statuses = [outcome.status for batch in ended for _, outcome in batch]
         self.assertEqual(["READY", "SUCCESSFUL"], statuses)
+
+    def test_metrics_measure_each_attempt(self):
+        """Without a receiver nothing is computed; with one, latencies, durations and outcomes."""
+        with mock.patch.object(metrics, "_measured") as measured:
+            self.runner.wait_for(plain_tasks.add.enqueue(1, 2))
+            self.runner.wait()
+        measured.assert_not_called()
+
+        found: list[metrics.Measured] = []
+
+        def measure(attempts: list[metrics.Measured], **kwargs: Any) -> None:
+            found.extend(attempts)
+
+        metrics.attempts_ended.connect(measure)
+        self.addCleanup(metrics.attempts_ended.disconnect, measure)
+        late = tasks.fail_times.using(max_attempts=2, backoff=0.01, run_after=timedelta(0))
+        self.runner.wait_for(late.enqueue(1))
+        # The row is written before the signal is sent.
+        until(lambda: len(found) == 2)
+
+        first, last = found
+        self.assertEqual(("RETRIED", 1, None), (first.outcome, first.attempt, first.duration))
+        self.assertIsInstance(first.exception, ValueError)
+        self.assertEqual(("SUCCESSFUL", 2), (last.outcome, last.attempt))
+        self.assertEqual(("default", 0, "default"), (last.queue_name, last.priority, last.backend))
+        self.assertIsNone(last.exception)
+        for value in (last.claim_latency, last.start_latency, last.duration):
+            self.assertTrue(0 <= value < 10, value)
 
     def test_a_rescue_names_the_rows(self):
         """As they were under the lost worker."""
@@ -85,9 +117,12 @@ class EventsTests(RunnerTestCase):
         with self.assertLogs("dbtasks.runner", "ERROR") as logs:
             self.runner.wait_for(plain_tasks.add.enqueue(1, 2))
             self.runner.wait_for(plain_tasks.add.enqueue(3, 4))
+            until(lambda: sum(map(len, ended)) == 2)
+
+            # Rows are written before it is said.
+            until(lambda: sum(map(len, ended)) == 2)
 
         self.assertIn("A receiver of the event 'ended' raised", logs.output[0])
-        self.assertEqual(2, sum(map(len, ended)))
 
     def test_a_kind_that_does_not_exist(self):
         """Is refused with a sentence."""
@@ -178,7 +213,7 @@ class ReleaseTests(RunnerTestCase):
         told.clear()
         self.runner.wait_for(result)
 
-        self.assertIn(result.id.replace("-", ""), told)
+        until(lambda: result.id.replace("-", "") in told)
 
 
 class MetaTests(TransactionTestCase):

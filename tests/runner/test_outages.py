@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from datetime import timedelta
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -17,11 +18,15 @@ from dbtasks.db.service import Pauses
 from dbtasks.db.timeouts import bounded_connect, call_timeout
 from dbtasks.models import ScheduledTask, Worker
 from dbtasks.runner import Runner
+from dbtasks.testing import RunnerTestCase
 
+from ..support.gates import GateMixin
+from ..support.locks import locked
 from ..support.processes import Child, ProcessTestCase, database_url
 from ..support.proxy import Proxy
 from ..support.rows import row, vendor
 from ..support.servers import Postgres
+from ..support.tasks import Gate, nap, wait_at_gate
 from ..support.waiting import until
 from ..tasks import add, wait_for_file
 
@@ -59,6 +64,22 @@ class TimeoutTests(TransactionTestCase):
             cursor.execute(self.sleep.replace("60", "1"))
             self.assertEqual(1, len(cursor.fetchall()))
 
+    def test_a_lock_is_not_waited_for_for_long(self):
+        """Whatever a project runs when it connects."""
+        if vendor() != "mysql":
+            self.skipTest("other databases end a statement when it is cancelled")
+        options = connection.settings_dict["OPTIONS"] | {"init_command": "SET @project = 1"}
+        with mock.patch.dict(connection.settings_dict, OPTIONS=options):
+            connection.close()
+            with (
+                bounded_connect("default"),
+                call_timeout(connection),
+                connection.cursor() as cursor,
+            ):
+                cursor.execute("SELECT @project, @@innodb_lock_wait_timeout")
+                self.assertEqual((1, 5), tuple(map(int, cursor.fetchone())))
+        connection.close()
+
     def test_connecting_has_an_end_too(self):
         """A server that accepts and says nothing is left after seconds; settings are put back."""
         deaf = socket.create_server(("127.0.0.1", 0))
@@ -74,14 +95,40 @@ class TimeoutTests(TransactionTestCase):
 
         self.assertLess(time.monotonic() - began, 10)
 
+    def test_own_connections_do_not_come_from_a_pool(self):
+        """Which may be exhausted, or wait 30 seconds for a server that does not answer."""
+        if vendor() != "postgresql" or not hasattr(connection.Database, "pq"):
+            self.skipTest("only psycopg 3 has a pool")
+        if "pool" in connection.settings_dict["OPTIONS"]:
+            self.skipTest("this test has a pool of its own")
+        connection.close()
+        settings = connection.settings_dict
+        pool = {"min_size": 1, "max_size": 1, "timeout": 0.1}
+        own = settings | {"OPTIONS": settings["OPTIONS"] | {"pool": pool}}
+        with mock.patch.object(connection, "settings_dict", own):
+            connection.pool.open()
+            with connection.pool.connection():
+                with bounded_connect("default"):
+                    self.ask("SELECT 1", 5)
+                with self.assertRaises(OperationalError):
+                    connection.ensure_connection()
+            self.ask("SELECT 1", 5)
+            connection.close()
+            connection.close_pool()
+
     def test_a_network_that_swallows_a_part_of_the_connecting_is_given_up(self):
         """Whichever of the words before the first statement it is that gets no answer."""
+        if vendor() == "postgresql" and not hasattr(connection.Database, "pq"):
+            self.skipTest("psycopg 2 asks and waits before it shows its connection")
         proxy = Proxy(database_url())
         self.addCleanup(proxy.close)
         parts = urlsplit(proxy.url)
         own = connection.settings_dict | {"HOST": parts.hostname, "PORT": str(parts.port)}
         replies = 0
-        with mock.patch.object(timeouts, "CONNECT_TIMEOUT", 1):
+        with (
+            mock.patch.object(timeouts, "CONNECT_TIMEOUT", 1),
+            mock.patch.object(timeouts, "CALL_TIMEOUT", 1),
+        ):
             while True:
                 proxy.most_replies = replies
                 connection.close()
@@ -89,7 +136,7 @@ class TimeoutTests(TransactionTestCase):
                 try:
                     with (
                         mock.patch.object(connection, "settings_dict", own),
-                        bounded_connect("default", 1),
+                        bounded_connect("default"),
                     ):
                         self.ask("SELECT 1", 0.5)
                     break
@@ -235,6 +282,39 @@ class LockTests(ProcessTestCase):
         self.assertEqual(("SUCCESSFUL", 1), (result.wait(30).status, result.attempts))
 
 
+class LockedRowTests(GateMixin, RunnerTestCase):
+    """A row that a transaction of the project holds while its task ends."""
+
+    def setUp(self) -> None:
+        if vendor() == "sqlite":
+            self.skipTest("SQLite locks the file, not rows")
+        super().setUp()
+
+    def test_a_locked_row_holds_up_no_other_outcome(self):
+        """Its own outcome is written when the transaction has ended."""
+        result = wait_at_gate.enqueue()
+        self.assertTrue(Gate.entered.acquire(timeout=10))
+        with locked(result.id):
+            Gate.opened.set()
+            others = [self.runner.wait_for(add.enqueue(1, n), 4) for n in range(3)]
+            result.refresh()
+            self.assertEqual("RUNNING", result.status)
+        self.runner.wait_for(result, 10)
+
+        self.assertEqual(["SUCCESSFUL"] * 4, [one.status for one in (*others, result)])
+
+    def test_a_locked_row_that_is_due_does_not_keep_the_loop_busy(self):
+        """Its promotion is tried again after a pause, and other tasks run meanwhile."""
+        result = add.using(run_after=timedelta(seconds=0.5)).enqueue(1, 2)
+        with locked(result.id), mock.patch.object(store, "promote", wraps=store.promote) as promote:
+            self.runner.wait_for(nap.enqueue(2), 10)
+            self.assertLess(promote.call_count, 40)
+        self.runner.wait_for(result, 10)
+
+        self.assertEqual(3, result.return_value)
+        self.assertGreater(promote.call_count, 0)
+
+
 class BacklogTests(TransactionTestCase):
     """Outcomes that the database does not take."""
 
@@ -242,10 +322,10 @@ class BacklogTests(TransactionTestCase):
         """MySQL says the same to those whose words are too many; size tells which it was."""
         settle, failures = store.settle, iter([OperationalError(2013, "Lost connection")] * 6)
 
-        def sometimes(db: str, outcomes: Any) -> Any:
+        def sometimes(db: str, outcomes: Any, **how: Any) -> Any:
             if error := next(failures, None):
                 raise error
-            return settle(db, outcomes)
+            return settle(db, outcomes, **how)
 
         result = add.enqueue(1, 2)
         with (
@@ -261,9 +341,9 @@ class BacklogTests(TransactionTestCase):
         """Not at the next poll, which is a long time off where hints arrive."""
         stored, settle = threading.Event(), store.settle
 
-        def late(db: str, outcomes: Any) -> Any:
+        def late(db: str, outcomes: Any, **how: Any) -> Any:
             stored.wait(30)
-            return settle(db, outcomes)
+            return settle(db, outcomes, **how)
 
         add.enqueue_many([((n, 0), {}) for n in range(200)])
         runner = Runner(workers=2, loop_delay=300)
@@ -288,10 +368,10 @@ class BacklogTests(TransactionTestCase):
         away, settle = threading.Event(), store.settle
         away.set()
 
-        def refuse(db: str, outcomes: Any) -> Any:
+        def refuse(db: str, outcomes: Any, **how: Any) -> Any:
             if away.is_set():
                 raise OperationalError("away")
-            return settle(db, outcomes)
+            return settle(db, outcomes, **how)
 
         results = add.enqueue_many([((n, 0), {}) for n in range(200)])
         runner = Runner(workers=2)

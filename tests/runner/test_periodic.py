@@ -354,6 +354,16 @@ class FiredTests(RunnerTestCase):
         self.assertEqual(3, row.return_value)
         self.assertEqual(timedelta(days=3), row.delete_after - row.finished_at)
 
+    def test_queue_priority_and_arguments_may_be_left_out_or_given(self):
+        """None leaves queue and priority to the task, and is no argument."""
+        one = Periodic("1h", args=None, kwargs=None, retain=0, queue_name="mail", priority=9)
+        with schedules({"tests.tasks.noop_task": one}, QUEUES=["default", "mail"]):
+            row = self.ran("tests.tasks.noop_task")
+
+        self.assertEqual(("mail", 9, [], {}), (row.queue_name, row.priority, row.args, row.kwargs))
+        self.assertEqual(row.finished_at, row.delete_after)
+        self.assertEqual("0s", PeriodicTask.objects.get().retain)
+
     def test_a_leap_day_does_not_keep_a_runner_from_starting(self):
         """B11."""
         with schedules({TELL: "0 0 29 2 *"}):
@@ -531,6 +541,10 @@ class StartTests(TransactionTestCase):
             ({REMEMBER: Periodic("1h", [1, 2])}, "E010", "too many positional arguments"),
             ({REMEMBER: Periodic("1h", [{1, 2}])}, "E010", "cannot be called with these arguments"),
             ({"tests.tasks.short_lived": "1h"}, "E010", "Queue 'mail'"),
+            ({TELL: Periodic("1h", queue_name="mail")}, "E010", "Queue 'mail'"),
+            ({TELL: Periodic("1h", priority=101)}, "E010", "between -100 and 100"),
+            ({TELL: Periodic("1h", priority="high")}, "E002", "priority must be a whole number"),
+            ({TELL: Periodic("1h", queue_name="")}, "E002", "must be the name of a queue"),
             ({TELL: "61 * * * *"}, "E002", "Minute '61' is out of range"),
             ({TELL: "0 0 30 2 *"}, "E002", "a date that never comes"),
             ({TELL: "0s"}, "E002", "is not a valid schedule"),
@@ -556,6 +570,7 @@ class StartTests(TransactionTestCase):
                 Periodic("~ 3~5 * * *", timezone="Asia/Tokyo", key="k"),
             ],
             REMEMBER: Periodic("1h", lambda: 1 / 0),
+            "tests.tasks.noop_task": Periodic("1h", lambda: None, lambda: None, priority=0),
             "dbtasks.runner.cleanup": Periodic("@daily", kwargs={"seconds": 86_400}),
         }
         with schedules(specs):

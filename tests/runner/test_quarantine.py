@@ -17,6 +17,9 @@ class QuarantineTests(SimpleTestCase):
         self.enterContext(clock)
         self.quarantine = Quarantine()
 
+    def has_turn(self, is_idle: bool, has_quarantined: bool = False) -> bool:
+        return self.quarantine.has_turn(is_idle, lambda: has_quarantined)
+
     def closed_for(self, seconds: float) -> list[int]:
         """Let that time pass in steps of a tenth; return how long it was closed, each time."""
         spells = [0]
@@ -30,30 +33,43 @@ class QuarantineTests(SimpleTestCase):
 
     def test_the_quarantine_is_open_without_quarantined_rows(self):
         """An idle runner has no reason to wait."""
-        self.assertFalse(self.quarantine.has_turn(is_idle=True))
+        self.assertFalse(self.has_turn(is_idle=True))
         self.assertFalse(self.quarantine.is_closed())
 
     def test_a_quarantined_row_waits_until_the_process_is_idle(self):
         """Nothing else is claimed before it, nor while it runs."""
         self.quarantine.due = True
-        self.assertFalse(self.quarantine.has_turn(is_idle=False))
+        self.assertFalse(self.has_turn(is_idle=False))
         self.assertTrue(self.quarantine.is_closed())
-        self.assertTrue(self.quarantine.has_turn(is_idle=True))
-        self.quarantine.enter(True)
+        self.assertTrue(self.has_turn(is_idle=True))
+        self.quarantine.enter(True, is_alone=True)
 
         self.assertEqual([3600], self.closed_for(3600))
-        self.assertFalse(self.quarantine.has_turn(is_idle=False))
+        self.assertFalse(self.has_turn(is_idle=False))
 
     def test_the_quarantine_opens_when_no_quarantined_row_is_left(self):
         """Perhaps another runner has taken it."""
         self.quarantine.due = True
         self.assertTrue(self.quarantine.is_closed())
-        self.quarantine.enter(False)
+        self.quarantine.enter(False, is_alone=True)
 
         self.assertFalse(self.quarantine.is_closed())
 
     def test_long_tasks_are_not_waited_for_all_the_time(self):
-        """A tenth of the time at most is lost, and longer waits come in the end."""
+        """A tenth of the time at most is lost, two seconds at once."""
         self.quarantine.due = True
 
-        self.assertEqual([1, 2, 4, 8], self.closed_for(10 + 20 + 40 + 80))
+        self.assertEqual([1, 2, 2, 2], self.closed_for(10 + 20 + 20 + 20))
+
+    def test_a_quarantined_row_runs_beside_a_task_that_does_not_end(self):
+        """After five waits in vain; only one does at a time."""
+        self.quarantine.due = True
+        self.closed_for(10 + 20 + 20 + 20 + 1.5)
+        self.assertFalse(self.has_turn(is_idle=False))
+        self.closed_for(1)
+        self.assertFalse(self.has_turn(is_idle=False, has_quarantined=True))
+        self.assertTrue(self.has_turn(is_idle=False))
+        self.quarantine.enter(True, is_alone=False)
+
+        self.assertFalse(self.has_turn(is_idle=False))
+        self.assertEqual([1, 2], self.closed_for(20))

@@ -311,12 +311,13 @@ class CrontabTests(SimpleTestCase):
         """All ways to write the same line are the same."""
         after = utc(2026, 1, 1)
         for texts in (
-            ("30 3 * * 1-5", "30 3 * * MON-Fri", " 30  3 * * 1,2,3,4,5 "),
-            ("0 0 1 1 *", "@yearly", "@annually", "0 0 1 JAN *"),
-            ("0 0 * * 0", "@weekly", "0 0 * * 7", "0 0 * * sun"),
+            ("30 3 * * 1-5", "30 3 * * MON-Fri", "30 3 * * Monday-friday", " 30  3 * * 1,2,3,4,5 "),
+            ("0 0 1 1 *", "@yearly", "@annually", "0 0 1 JAN *", "0 0 1 January *"),
+            ("0 0 * * 0", "@weekly", "0 0 * * 7", "0 0 * * sun", "0 0 * * sunday"),
             ("@daily", "@midnight", "0 0 * * *"),
             ("5 0 * * *", "5-5 0 * * *"),
-            ("0 0 * * 5L", "0 0 * * L5", "0 0 * * FRIL"),
+            ("0 0 * * 5L", "0 0 * * L5", "0 0 * * FRIL", "0 0 * * LFRI", "0 0 * * fridayL"),
+            ("0 9 1 may *", "0 9 1 5 *", "0 9 1 May *"),
             ("0 0 1 * 1-5", "0 0 1 * 1-5"),
             ("0 0 * * *", "0 0 1-31 * 1", "0 0 13 * 0-6"),
         ):
@@ -331,6 +332,7 @@ class CrontabTests(SimpleTestCase):
             "* 24 * * *": "Hour '24' is out of range",
             "0 0 0 * *": "Day of month '0' is out of range",
             "0 0 * foo *": "Month 'foo' is not understood",
+            "0 0 * janu *": "Month 'janu' is not understood. Use numbers from 1 to 12, or jan,",
             "0 0 * * 8": "Day of week '8' is out of range",
             "0 0 * * fri#6": "Day of week 'fri#6'",
             "*/90 * * * *": "steps by 90, which is not from 1 to 60",
@@ -420,13 +422,14 @@ class ScheduleTests(SimpleTestCase):
             "1h 30m": Every(5400),
             timedelta(minutes=15): Every(900),
             900: Every("15m"),
+            "900": Every("15m"),
         }.items():
             self.assertEqual(expected, parse(value))
         self.assertEqual(Every("15m"), parse(Every("15m")))
 
     def test_a_value_that_is_neither_is_an_error(self):
         """With a sentence that shows both."""
-        for value in ("", "soon", "15", None, True, [], {}, "x" * 10_000, b"15m"):
+        for value in ("", "soon", "15x", "-15", None, True, [], {}, "x" * 10_000, b"15m"):
             with self.subTest(value), self.assertRaisesMessage(ScheduleError, "such as '30 3 * *"):
                 parse(value)
 

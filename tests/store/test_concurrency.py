@@ -1,37 +1,16 @@
 """Several workers at once, each with a connection of its own."""
 
 import random
-import threading
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
-from django.db import connections
 from django.test import TransactionTestCase
 
 from dbtasks import store
 from dbtasks.models import ScheduledTask
 
 from ..support.rows import DB, make_task, outcome, release
-
-
-def together(workers: int, work: Callable[[int], Any]) -> list[Any]:
-    """Run the work in so many threads that start at once; return what each returned."""
-    barrier, results = threading.Barrier(workers), [None] * workers
-
-    def run(number: int) -> None:
-        try:
-            barrier.wait(10)
-            results[number] = work(number)
-        finally:
-            connections.close_all()
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    return results
+from ..support.together import together
 
 
 class ConcurrencyTests(TransactionTestCase):

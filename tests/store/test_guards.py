@@ -1,6 +1,7 @@
 """What keeps a write from a row that moved between the read and the write."""
 
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from unittest import mock
@@ -9,11 +10,25 @@ from django.db import IntegrityError, OperationalError, connections, transaction
 from django.test import TestCase, TransactionTestCase
 
 from dbtasks import store
-from dbtasks.models import TABLE, ScheduledTask
-from dbtasks.store import purging
+from dbtasks.base.queues import AllBut
+from dbtasks.models import ScheduledTask
+from dbtasks.rescue import release_orphans, rescue
+from dbtasks.store import operations, workers
 from dbtasks.store.unit import DIALECTS, unit_of_work
 
-from ..support.rows import DB, ids, make_claim, make_task, outcome, release, row, vendor
+from ..support.locks import locked
+from ..support.rows import (
+    DB,
+    KeepsADay,
+    ids,
+    make_claim,
+    make_task,
+    outcome,
+    release,
+    row,
+    vendor,
+)
+from ..support.workers import register
 
 
 class GuardTests(TestCase):
@@ -66,6 +81,15 @@ class GuardTests(TestCase):
         self.assertEqual(set(), store.settle(DB, [outcome(stale)]))
         beside = make_claim()
         self.assertEqual({beside.id}, store.settle(DB, [outcome(stale), outcome(beside)]))
+
+    def test_a_row_to_be_cancelled_does_not_stand_for_ready(self):
+        """However often it is tried, it would not be written."""
+        claim, stale = make_claim(), make_claim()
+        store.request_cancel(DB, [claim.id])
+        again = [outcome(claim, "READY"), outcome(stale, fence=stale.fence + 1)]
+
+        self.assertEqual(set(), store.standing(DB, again))
+        self.assertEqual({claim.id}, store.standing(DB, [outcome(claim, "FAILED")]))
 
     def test_purge_leaves_other_backends_alone(self):
         """Each runner purges its own."""
@@ -126,11 +150,11 @@ class GuardTests(TestCase):
         store.settle(DB, [outcome(claim, "FAILED", finished_at=past) for claim in (kept, gone)])
 
         def late(db: str, work: Any) -> Any:
-            with mock.patch.object(purging, "unit_of_work", unit_of_work):
+            with mock.patch.object(operations, "unit_of_work", unit_of_work):
                 store.retry(DB, [kept.id])
             return unit_of_work(db, work)
 
-        with mock.patch.object(purging, "unit_of_work", late):
+        with mock.patch.object(operations, "unit_of_work", late):
             self.assertEqual([1], list(store.purge_older(DB, timedelta(days=1))))
         self.assertEqual("READY", row(kept.id).status)
 
@@ -207,12 +231,14 @@ class GuardTests(TestCase):
         """Counts that limit attempts, and the time to be deleted, are forgotten."""
         claim = make_claim()
         later = store.now(DB) + timedelta(days=1)
-        store.settle(DB, [outcome(claim, "FAILED", failures=3, lost=2, delete_after=later)])
+        counts = {"failures": 3, "lost": 2, "releases": 4}
+        store.settle(DB, [outcome(claim, "FAILED", **counts, delete_after=later)])
         self.change(claim.id, cancel_requested=True)
         store.retry(DB, [claim.id])
         again = row(claim.id)
 
-        self.assertEqual((0, 0, False), (again.failures, again.lost, again.cancel_requested))
+        self.assertEqual((0, 0, 0), (again.failures, again.lost, again.releases))
+        self.assertFalse(again.cancel_requested)
         self.assertEqual((None, None), (again.delete_after, again.finished_at))
 
     def test_two_rows_never_hold_one_tick(self):
@@ -232,16 +258,28 @@ class UnitTests(TransactionTestCase):
         claim = make_claim()
         settle, failures = sql.settle, iter([OperationalError("deadlock")] * 3)
 
-        def sometimes(connection: Any, batch: Any) -> Any:
+        def sometimes(*args: Any) -> Any:
             if error := next(failures, None):
                 raise error
-            return settle(connection, batch)
+            return settle(*args)
 
         with (
             mock.patch.object(sql, "is_transient", return_value=True),
             mock.patch.object(sql, "settle", sometimes),
         ):
             self.assertEqual({claim.id}, store.settle(DB, [outcome(claim)]))
+
+    def test_a_unit_is_not_tried_for_ever(self):
+        """Each try may have waited for a lock as long as the server allows."""
+        sql = DIALECTS[vendor()]
+        with (
+            mock.patch.object(sql, "settle", side_effect=OperationalError("lock")) as settle,
+            mock.patch.object(sql, "is_transient", return_value=True),
+            mock.patch("dbtasks.store.unit.TRY_SECONDS", -1),
+            self.assertRaisesMessage(OperationalError, "lock"),
+        ):
+            store.settle(DB, [outcome(make_claim())])
+        self.assertEqual(1, settle.call_count)
 
     def test_other_errors_are_not_tried_again(self):
         """What another try would not mend reaches the caller at once."""
@@ -264,36 +302,69 @@ class LockTests(TransactionTestCase):
 
     def hold(self, id: Any) -> None:
         """Lock the row in a transaction of its own until the test ends."""
-        locked, done = threading.Event(), threading.Event()
+        self.enterContext(locked(id))
 
-        def work() -> None:
-            with transaction.atomic(DB), connections[DB].cursor() as cursor:
-                cursor.execute(
-                    f"SELECT id FROM {TABLE} WHERE id = %s FOR UPDATE", [store.pk_text(DB, id)]
-                )
-                locked.set()
-                done.wait(30)
-            connections.close_all()
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        self.addCleanup(thread.join, 30)
-        self.addCleanup(done.set)
-        self.assertTrue(locked.wait(10))
-
-    def claim(self, queues: list[str] | None = None) -> list[Any]:
-        """Claim in a thread, which must not have to wait."""
+    def at_once(self, work: Callable[[], Any]) -> Any:
+        """Return what the work returns in a thread, which must not wait for a lock."""
         found: list[Any] = []
 
-        def work() -> None:
-            found.extend(ids(store.claim(DB, "default", "w1", 10, queues)))
-            connections.close_all()
+        def run() -> None:
+            try:
+                found.append(work())
+            finally:
+                connections.close_all()
 
-        thread = threading.Thread(target=work, daemon=True)
+        thread = threading.Thread(target=run, daemon=True)
         thread.start()
-        thread.join(5)
-        self.assertFalse(thread.is_alive(), "the claim waits for a locked row")
-        return found
+        thread.join(4)
+        self.assertFalse(thread.is_alive(), "it waits for a locked row")
+        return found[0]
+
+    def claim(self, queues: Any = None) -> list[Any]:
+        return self.at_once(lambda: ids(store.claim(DB, "default", "w1", 10, queues)))
+
+    def settle(self, *ended: store.Outcome) -> set[Any]:
+        return self.at_once(lambda: store.settle(DB, ended))
+
+    def test_outcomes_pass_over_a_locked_row(self):
+        """The others are written, and the locked one is known from one that has moved on."""
+        locked, free, gone = make_claim(), make_claim(), make_claim()
+        release([gone])
+        self.hold(locked.id)
+        ended = [outcome(claim) for claim in (locked, free, gone)]
+
+        self.assertEqual({free.id}, self.settle(*ended))
+        self.assertEqual(("RUNNING", "SUCCESSFUL"), (row(locked.id).status, row(free.id).status))
+        self.assertEqual({locked.id}, store.standing(DB, ended))
+
+    def test_a_single_outcome_passes_over_a_locked_row(self):
+        """That is another statement."""
+        locked = make_claim()
+        self.hold(locked.id)
+        ended = outcome(locked)
+
+        self.assertEqual(set(), self.settle(ended))
+        self.assertEqual({locked.id}, store.standing(DB, [ended]))
+
+    def test_a_rescue_passes_over_a_locked_row(self):
+        """The other rows of the lost worker are rescued."""
+        register("w1")
+        locked, free = make_claim("w1"), make_claim("w1")
+        workers.declare_lost(DB, "w1", 0)
+        self.hold(locked.id)
+
+        [rescued] = self.at_once(lambda: rescue(KeepsADay()))
+        self.assertEqual(("RUNNING", "READY"), (row(locked.id).status, row(free.id).status))
+        self.assertEqual(free.id, store.pk_text(DB, rescued.pk))
+
+    def test_orphans_pass_over_a_locked_row(self):
+        """The other claims that never arrived are requeued."""
+        locked, free = make_claim(), make_claim()
+        self.hold(locked.id)
+        claims = [(claim.id, claim.fence) for claim in (locked, free)]
+
+        self.assertEqual(1, self.at_once(lambda: release_orphans(KeepsADay(), claims)))
+        self.assertEqual(("RUNNING", "READY"), (row(locked.id).status, row(free.id).status))
 
     def test_a_claim_passes_over_a_locked_row(self):
         """It takes the next one, at once."""
@@ -308,3 +379,11 @@ class LockTests(TransactionTestCase):
         self.hold(first)
 
         self.assertEqual([second], self.claim(["default"]))
+
+    def test_a_claim_of_all_but_a_queue_passes_over_a_locked_row(self):
+        """With queues excluded as well."""
+        first, second = make_task(priority=9), make_task()
+        make_task(queue_name="mail")
+        self.hold(first)
+
+        self.assertEqual([second], self.claim(AllBut(["mail"])))

@@ -63,11 +63,11 @@ def _ended(status: str) -> Subject:
     return subject
 
 
-def settle(status: str) -> Callable[[Subject], Any]:
+def settle(status: str, wait: bool) -> Callable[[Subject], Any]:
     def act(subject: Subject) -> Any:
         past = subject.claim.claimed_at - 2 * DAY
         ends = {"finished_at": past, "delete_after": past} if status != "READY" else {}
-        return store.settle(DB, [outcome(subject.claim, status, **ends)])
+        return store.settle(DB, [outcome(subject.claim, status, **ends)], wait=wait)
 
     return act
 
@@ -75,8 +75,9 @@ def settle(status: str) -> Callable[[Subject], Any]:
 STATES = (due, held, running, successful, failed)
 ACTS: dict[str, Callable[[Subject], Any]] = {
     "claim": lambda s: store.claim(DB, "default", "w2", 1, registered=True),
-    "settle ok": settle("SUCCESSFUL"),
-    "settle again": settle("READY"),
+    "settle ok": settle("SUCCESSFUL", True),
+    "settle again": settle("READY", True),
+    "settle free ok": settle("SUCCESSFUL", False),
     "released": lambda s: store.settle(DB, [not_started(DB, s.claim)]),
     "rescue": lambda s: rescue(KeepsADay()),
     "cancel": lambda s: store.cancel(DB, [s.id], lambda row: DAY),
@@ -89,8 +90,8 @@ ACTS: dict[str, Callable[[Subject], Any]] = {
 }
 # These take no row that another transaction holds, be it for a write that changes nothing, as
 # InnoDB may: the row is there for the next of them.
-PASSES_OVER = ("claim", "promote", "purge")
-NEEDS_CLAIM = ("settle ok", "settle again", "released")
+PASSES_OVER = ("claim", "promote", "purge", "settle free ok", "released", "rescue")
+NEEDS_CLAIM = ("settle ok", "settle again", "settle free ok", "released")
 
 
 def possible(state: Callable[[], Subject]) -> list[str]:

@@ -22,6 +22,7 @@ from hypothesis.stateful import (
 )
 
 from dbtasks import store
+from dbtasks.base.queues import AllBut
 from dbtasks.execution.outcomes import not_started
 from dbtasks.models import ScheduledTask, Worker
 from dbtasks.rescue import MAX_LOST, rescue
@@ -42,6 +43,7 @@ NEW: dict[str, Any] = {
     "attempt": 0,
     "failures": 0,
     "lost": 0,
+    "releases": 0,
     "worker_id": None,
     "worker_ids": 0,
     "errors": 0,
@@ -121,14 +123,15 @@ class Machine(RuleBasedStateMachine):
     @rule(
         slot=WORKERS,
         limit=st.integers(1, 3),
-        queues=st.sampled_from([None, ["a"], ["b"], ["a", "b"], ["none"]]),
+        queues=st.sampled_from([None, ["a"], ["b"], ["a", "b"], ["none"], AllBut(["a"])]),
         goes_on=st.booleans(),
     )
-    def claim(self, slot: str, limit: int, queues: list[str] | None, goes_on: bool) -> None:
+    def claim(self, slot: str, limit: int, queues: Any, goes_on: bool) -> None:
         name = self.names[slot]
         id, beyond = self.claims[-1] if goes_on and self.claims else (None, None)
         claims = store.claim(DB, "default", name, limit, queues, registered=True, beyond=beyond)
-        due = [id for id in self._in("READY", hold="") if not queues or self.queue[id] in queues]
+        names = {"a", "b"} - queues if isinstance(queues, AllBut) else set(queues or "ab")
+        due = [id for id in self._in("READY", hold="") if self.queue[id] in names]
         if beyond and vendor() != "sqlite" and len(queues or "1") == 1:
             last = self.order[id]
             due = [id for id in due if self.order[id][0] != last[0] or self.order[id] > last]
@@ -175,6 +178,7 @@ class Machine(RuleBasedStateMachine):
         values: dict[str, Any] = {
             "failures": claim.failures + (kind != "SUCCESSFUL"),
             "lost": claim.lost,
+            "releases": claim.releases + 1,
             "errors": json.dumps(errors),
             "worker_ids": json.dumps([*json.loads(claim.worker_ids or "[]"), "w"]),
         }
@@ -194,6 +198,7 @@ class Machine(RuleBasedStateMachine):
             row["attempt"] -= 1
             return
         row["worker_ids"] += 1
+        row["releases"] += 1
         row["errors"] += kind != "SUCCESSFUL"
         row["failures"] += kind != "SUCCESSFUL"
         if kind in FINISHED:
@@ -214,7 +219,7 @@ class Machine(RuleBasedStateMachine):
     @rule(numbers=SOME)
     def retry(self, numbers: list[int]) -> None:
         some = self._some(numbers)
-        fresh = {"failures": 0, "lost": 0, "expired": False}
+        fresh = {"failures": 0, "lost": 0, "releases": 0, "expired": False}
         failed = self._in("FAILED", among=some)
         assert store.retry(DB, some) == self._set(failed, status="READY", **fresh)
 

@@ -353,9 +353,17 @@ class ByHandTests(TransactionTestCase):
         fire(put(next_tick=periodic.now(DB)))
         last = last_run(DB, schedule())
         self.assertEqual(ScheduledTask.objects.get(), last)
-        self.assertEqual(1, periodic.forget(DB, [schedule().pk]))
+        self.assertEqual(1, periodic.forget(DB, schedule()))
 
         self.assertEqual(1, ScheduledTask.objects.count())
+
+    def test_forget_leaves_what_a_runner_has_just_reported(self):
+        """A schedule of settings is deleted only as it was seen."""
+        put()
+        seen = schedule()
+        periodic.see(DB, seen.backend, [seen.key])
+        self.assertEqual(0, periodic.forget(DB, seen))
+        self.assertEqual(1, periodic.forget(DB, schedule()))
 
     def test_one_tick_has_one_row_in_the_table(self):
         """The constraint itself, on every database."""

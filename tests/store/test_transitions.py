@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
-from unittest import skipUnless
+from unittest import skipIf, skipUnless
 from uuid import UUID, uuid4
 
 from django.db import DatabaseError, IntegrityError, connections, transaction
@@ -12,7 +12,9 @@ from django.test import TestCase, TransactionTestCase
 from django.utils import timezone
 
 from dbtasks import store
+from dbtasks.base.queues import AllBut
 from dbtasks.models import TABLE, Hold, ScheduledTask
+from dbtasks.store.dialects import postgresql
 from dbtasks.store.unit import BATCH
 
 from ..support.rows import DB, ids, make_claim, make_task, outcome, release, row, vendor
@@ -70,7 +72,11 @@ class EnqueueTests(TestCase):
         self.assertEqual(0, ScheduledTask.objects.count())
 
 
-@skipUnless(vendor() == "postgresql", "only PostgreSQL takes a hint with the rows")
+@skipUnless(
+    vendor() == "postgresql" and postgresql._takes_several(connections[DB]),
+    "only PostgreSQL takes a hint with the rows, with psycopg 3 that binds values itself",
+)
+@skipIf(connections[DB].settings_dict["DISABLE_SERVER_SIDE_CURSORS"], "nobody hears by a pooler")
 class HintTests(TransactionTestCase):
     """A NOTIFY in one message with the INSERT, and what of the two may fail."""
 
@@ -202,6 +208,30 @@ class ClaimTests(TestCase):
         self.assertEqual([top, mid], ids(store.claim(DB, "default", "w1", 2, ["a", "b"])))
         self.assertEqual([low], ids(store.claim(DB, "default", "w1", 2, ["a", "b"])))
 
+    def test_takes_all_but_some_queues(self):
+        """Whatever the others are called, in their order; new ones count as they come."""
+        other = AllBut(["mail", "none"])
+        make_task(queue_name="mail", priority=9)
+        make_task(queue_name="zzz", backend="other")
+        self.assertEqual([], store.claim(DB, "default", "w1", 9, other))
+        self.assertFalse(store.peek(DB, "default", other).due)
+
+        low, mid = make_task(queue_name="zzz"), make_task(queue_name="a", priority=1)
+        top = make_task(queue_name="default", priority=2)
+        self.assertTrue(store.peek(DB, "default", other).due)
+        self.assertEqual([top, mid], ids(store.claim(DB, "default", "w1", 2, other)))
+        self.assertEqual([low], ids(store.claim(DB, "default", "w1", 2, other)))
+
+    def test_takes_quarantined_rows_of_all_but_some_queues(self):
+        """These rows run alone, and their queues are excluded alike."""
+        rows = [make_task(queue_name=name) for name in ("mail", "other")]
+        ScheduledTask.objects.filter(pk__in=rows).update(hold="quarantined", lost=2)
+
+        found = store.claim_quarantined(DB, "default", "w1", AllBut(["mail"]))
+        self.assertEqual(rows[1:], ids([found]))
+        peek = store.peek(DB, "default", AllBut(["mail"]))
+        self.assertEqual((False, False), (peek.due, peek.quarantined))
+
     def test_passes_over_held_and_finished_rows(self):
         """Only due rows are claimed."""
         make_task(run_after=timezone.now() + timedelta(hours=1))
@@ -263,6 +293,15 @@ class SettleTests(TestCase):
         self.settle(outcome(claim, "READY", run_after=claim.claimed_at + timedelta(hours=1)))
 
         self.assertEqual(("READY", "scheduled"), (row(claim.id).status, row(claim.id).hold))
+
+    def test_an_outcome_that_was_stored_before_counts_as_stored(self):
+        """The reply to the first write was lost; what others have made of the row is not ours."""
+        claim = make_claim()
+        ended, others = outcome(claim, "FAILED", failures=1), outcome(claim, "FAILED", lost=1)
+
+        self.assertEqual({claim.id}, self.settle(ended))
+        self.assertEqual({claim.id}, self.settle(ended))
+        self.assertEqual(set(), self.settle(others))
 
     def test_large_batches_are_split(self):
         """More outcomes than one statement carries are all written."""

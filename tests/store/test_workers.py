@@ -2,7 +2,10 @@
 
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
 from django.test import TestCase
 
 from dbtasks import store
@@ -12,7 +15,7 @@ from dbtasks.rescue import rescue as rescue_rows
 from dbtasks.store import workers
 from dbtasks.store.unit import BATCH
 
-from ..support.rows import DB, KeepsADay, ids, make_task, outcome, row
+from ..support.rows import DB, KeepsADay, ids, make_task, outcome, row, vendor
 from ..support.workers import claim, register
 
 
@@ -20,6 +23,20 @@ def rescue(may_retry: bool = True) -> list[Any]:
     """Rescue what lost workers held; return the ids."""
     found = rescue_rows(KeepsADay(may_retry))
     return [task.pk for task in found]
+
+
+class OldServerTests(TestCase):
+    """A server on which a claim would lock every row that is due."""
+
+    def test_mariadb_without_descending_indexes_is_refused(self):
+        """In a sentence that says which version serves."""
+        if vendor() != "mysql" or not connections[DB].mysql_is_mariadb:
+            self.skipTest("such versions are MariaDB's")
+        with (
+            mock.patch.dict(vars(connections[DB]), mysql_version=(10, 6, 22)),
+            self.assertRaisesMessage(ImproperlyConfigured, "MariaDB 10.6.22"),
+        ):
+            register("w1")
 
 
 class WorkerTests(TestCase):

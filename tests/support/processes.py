@@ -71,6 +71,7 @@ class Child:
         environment: dict[str, str],
         program: Sequence[Any] = MANAGE,
         folder: Path | None = None,
+        stdin: int | None = None,
     ) -> None:
         # What is empty is not set: compiled modules are kept, for all the processes to come.
         usual = {"PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": ""}
@@ -79,6 +80,7 @@ class Child:
             [*map(str, program), *map(str, arguments)],
             cwd=folder,
             env={name: value for name, value in everything.items() if value},
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -155,13 +157,13 @@ class ProcessTestCase(TransactionTestCase):
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
 
-    def start(self, *arguments: Any, **environment: str) -> Child:
-        """Start ``manage.py`` with the arguments and the settings of the tests."""
+    def start(self, *arguments: Any, program: Sequence[Any] = MANAGE, **environment: str) -> Child:
+        """Start ``manage.py``, or `program`, with the arguments and the settings of the tests."""
         defaults = {
             "DJANGO_SETTINGS_MODULE": settings.SETTINGS_MODULE,
             "TEST_DATABASE": database_url(),
             "DBTASKS_DATABASE": database_url(),
         }
-        child = Child(*arguments, environment=defaults | environment)
+        child = Child(*arguments, environment=defaults | environment, program=program)
         self.addCleanup(child.kill)
         return child

@@ -20,7 +20,10 @@ USE_TZ = True
 
 
 def run_in_project(files: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with those arguments in a project that has those files in its app ``shop``."""
+    """Run Python with those arguments in a project that has those files in its app ``shop``.
+
+    Names that begin with ``../`` lie beside the app.
+    """
     roots = [str(Path(module.__file__).parent.parent) for module in (dbtasks, django)]
     environment = {
         "DJANGO_SETTINGS_MODULE": "settings",
@@ -30,9 +33,10 @@ def run_in_project(files: dict[str, str], *arguments: str) -> subprocess.Complet
     with tempfile.TemporaryDirectory() as folder:
         shop = Path(folder, "shop")
         shop.mkdir()
-        Path(folder, "settings.py").write_text(SETTINGS)
-        for name, text in {"__init__.py": "", **files}.items():
-            (shop / name).write_text(text)
+        for name, text in {"__init__.py": "", "../settings.py": SETTINGS, **files}.items():
+            path = Path(os.path.normpath(shop / name))
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=folder,

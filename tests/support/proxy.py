@@ -25,6 +25,8 @@ class Proxy:
         self.is_hole = threading.Event()
         # Each connection is like that once so many pieces of the server's words went through it.
         self.most_replies = math.inf
+        # Connections of before the last forget() are like that.
+        self._forgotten = 0
         # Seconds for which all bytes are held up.
         self.delay = 0.0
         # Counts the cuts: connections of before the last one are at an end.
@@ -38,6 +40,10 @@ class Proxy:
     def cut(self) -> None:
         """End all connections that there are."""
         self._cuts += 1
+
+    def forget(self) -> None:
+        """Swallow what comes on the connections that there are, as a NAT does after a while."""
+        self._forgotten += 1
 
     def close(self) -> None:
         """Accept no more connections, and drop those that there are."""
@@ -59,6 +65,7 @@ class Proxy:
             for end in ends:
                 ready.register(end, selectors.EVENT_READ)
             wanted, is_losing, cuts, replies = list(self.lose), False, self._cuts, 0
+            forgotten = self._forgotten
             while not self._closed and self._cuts == cuts:
                 for key, _ in ready.select(0.05):
                     try:
@@ -71,7 +78,11 @@ class Proxy:
                         return
                     if not data:
                         return
-                    if self.is_hole.is_set() or replies >= self.most_replies:
+                    if (
+                        self._forgotten > forgotten
+                        or self.is_hole.is_set()
+                        or replies >= self.most_replies
+                    ):
                         continue
                     replies += key.fileobj is server
                     time.sleep(self.delay)

@@ -9,7 +9,14 @@ from datetime import datetime
 from typing import Any
 from weakref import WeakSet
 
-from django.db import IntegrityError, connection, connections, transaction
+from django.db import (
+    DatabaseError,
+    IntegrityError,
+    ProgrammingError,
+    connection,
+    connections,
+    transaction,
+)
 from django.tasks import task
 from django.utils import timezone, translation
 
@@ -279,6 +286,18 @@ def wait_at_gate() -> None:
         raise TimeoutError
 
 
+@task
+async def await_gate() -> None:
+    """Wait for the gate without blocking the loop."""
+    while not Gate.opened.is_set():
+        await asyncio.sleep(0.01)
+
+
+@task
+def pause(seconds: float) -> None:
+    time.sleep(seconds)
+
+
 not_a_task = throw.func
 
 
@@ -528,3 +547,125 @@ def tell_tick(context: Any) -> str | None:
 def give_meta(context: dbtasks.TaskContext) -> Any:
     """Return what was attached to the call."""
     return context.task_result.task.meta
+
+
+@task
+def make_light_of_it() -> str:
+    """Swallow the interrupt, and return as if nothing had been."""
+    Gate.entered.release()
+    try:
+        while True:
+            pass
+    except BaseException:
+        return "done"
+
+
+@task
+async def amake_light_of_it() -> str:
+    """See make_light_of_it()."""
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        return "done"
+    return "slept"
+
+
+@task
+def turn_into_another() -> None:
+    """Raise another exception when interrupted."""
+    try:
+        while True:
+            pass
+    except BaseException:
+        raise ProgrammingError("the connection is closed")  # noqa: B904
+
+
+@task
+async def aturn_into_another() -> None:
+    """See turn_into_another()."""
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        raise ProgrammingError("the connection is closed")  # noqa: B904
+
+
+@task
+def raise_from() -> None:
+    """Raise one exception because of another."""
+    try:
+        raise KeyError("first")
+    except KeyError as error:
+        raise ValueError("second") from error
+
+
+# Statements that take longer than anybody waits.
+LONG_SQL = {
+    "postgresql": "SELECT pg_sleep(60)",
+    "mysql": "SELECT SLEEP(60)",
+    "sqlite": "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) "
+    "SELECT max(n) FROM c",
+}
+
+
+@task
+def wait_in_sql() -> None:
+    """Wait in one statement."""
+    with connection.cursor() as cursor:
+        Gate.entered.release()
+        cursor.execute(LONG_SQL[connection.vendor])
+
+
+@task
+def wait_in_sql_and_swallow() -> str:
+    """See wait_in_sql(); go on after the error."""
+    try:
+        wait_in_sql.func()
+    except Exception:
+        remembered.append(5)
+    return "went on"
+
+
+@task
+async def await_in_sql() -> None:
+    """See wait_in_sql()."""
+    from asgiref.sync import sync_to_async
+
+    await sync_to_async(wait_in_sql.func)()
+
+
+@task
+def leave_marks() -> None:
+    """Leave a table in the session, and an attribute on Django's connection."""
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TEMPORARY TABLE marks (n integer)")
+    connection.tenant = "acme"  # type: ignore[attr-defined]
+
+
+@task
+def see_marks() -> list[bool]:
+    """Tell whether these are there."""
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM marks")
+            found = True
+    except DatabaseError:
+        found = False
+    return [found, hasattr(connection, "tenant")]
+
+
+@task
+def wait_for_child(depth: int, queue: str = "default", timeout: float | None = 20) -> int:
+    """Enqueue the next one, wait for it, and return how many there were."""
+    if depth == 0:
+        return 0
+    child = wait_for_child.using(queue_name=queue).enqueue(depth - 1)
+    return int(child.wait(timeout).return_value) + 1
+
+
+@task
+async def await_child(depth: int) -> int:
+    """See wait_for_child()."""
+    if depth == 0:
+        return 0
+    child = await await_child.aenqueue(depth - 1)
+    return int((await child.await_(20)).return_value) + 1

@@ -128,6 +128,22 @@ class RunTasksTests(TaskTestMixin, TestCase):
 
         self.assertEqual(Ran(successful=1, failed=1), self.run_tasks(reraise=False))
 
+    @override_settings(TASKS=backend(OPTIONS={"max_attempts": 2, "backoff": 0}))
+    def test_a_task_that_was_retried_counts_once(self):
+        """By how it ended, however many attempts that took."""
+        tasks.fail_once.enqueue()
+        tasks.fail.enqueue()
+
+        self.assertEqual(Ran(successful=1, failed=1), self.run_tasks(reraise=False, until=HOUR))
+
+    @override_settings(TASKS=backend(OPTIONS={"max_attempts": 2, "backoff": 60}))
+    def test_a_task_that_waits_for_its_next_attempt_has_not_failed(self):
+        """It counts as waiting, until it is run again."""
+        tasks.fail_once.enqueue()
+
+        self.assertEqual(Ran(waiting=1), self.run_tasks(reraise=False))
+        self.assertEqual(Ran(successful=1), self.run_tasks(until=HOUR))
+
     def test_on_commit_enqueues_of_tasks_are_run_too(self):
         """A task's transaction.on_commit() needs no captureOnCommitCallbacks()."""
         tasks.remember_on_commit.enqueue("task")
@@ -304,6 +320,9 @@ class AssertionTests(TaskTestMixin, TestCase):
 class ImmediateTests(TaskTestMixin, TestCase):
     """immediate() runs tasks at enqueue."""
 
+    def setUp(self):
+        tasks.ran.clear()
+
     def test_tasks_run_at_enqueue_as_long_as_it_lasts(self):
         """Tasks that were imported before, as these."""
         with immediate():
@@ -320,6 +339,31 @@ class ImmediateTests(TaskTestMixin, TestCase):
     async def test_it_decorates_an_async_test(self):
         """And holds in the threads it uses."""
         self.assertEqual(SUCCESSFUL, (await tasks.add.aenqueue(1, 2)).status)
+
+    @immediate()
+    def test_durable_blocks_are_allowed_in_tasks(self):
+        """As in run_tasks() and in a runner, but not in a transaction of the code under test."""
+        self.assertEqual(SUCCESSFUL, tasks.remember_durably.enqueue("durable").status)
+        with transaction.atomic():
+            self.assertEqual(FAILED, tasks.remember_durably.enqueue("inside").status)
+        self.assertEqual(["durable"], tasks.ran)
+
+    @immediate()
+    def test_on_commit_callbacks_of_a_task_run_at_its_end(self):
+        """The task's own, once; the test's wait for a commit that never comes."""
+        transaction.on_commit(lambda: tasks.ran.append("of the test"))
+        with self.captureOnCommitCallbacks(execute=True):
+            tasks.remember_on_commit.enqueue("task")
+
+        self.assertEqual(["task", "task on commit"], tasks.ran)
+
+    @immediate()
+    def test_an_on_commit_callback_that_fails_fails_the_test(self):
+        """The task has ended by then."""
+        with self.assertRaisesMessage(ValueError, "on commit"):
+            tasks.fail_on_commit.enqueue()
+
+        self.assertEqual(SUCCESSFUL, self.assertEnqueued(tasks.fail_on_commit).status)
 
     def test_it_holds_in_every_thread(self):
         """Each thread has a backend of its own."""
@@ -531,6 +575,47 @@ class LookTests(RunnerTestCase):
 }
 
 
+FOR_PYTEST = {
+    "tasks.py": """
+from django.db import transaction
+from django.tasks import task
+from dbtasks.models import ScheduledTask
+
+@task
+def look(): return ScheduledTask.objects.count()
+
+@task
+def settle():
+    with transaction.atomic(durable=True): pass
+""",
+    "test_shop.py": """
+import pytest
+from django.db import transaction
+from shop.tasks import look, settle
+
+def test_inline(run_dbtasks):
+    settle.enqueue()
+    assert run_dbtasks().successful == 1
+
+@pytest.mark.parametrize("n", range(3))
+def test_threads(dbtasks_runner, n):
+    for _ in range(5):
+        with transaction.atomic():
+            results = look.enqueue_many([((), {})] * 20)
+        dbtasks_runner.wait()
+    assert results[-1].wait().return_value == 100
+
+@pytest.mark.dbtasks_runner(workers=5)
+def test_options(dbtasks_runner):
+    assert dbtasks_runner.options.workers == 5
+    assert dbtasks_runner.wait_for(settle.enqueue()).status == "SUCCESSFUL"
+
+def test_without(pytestconfig):
+    assert pytestconfig.pluginmanager.has_plugin("dbtasks")
+""",
+}
+
+
 class NewProjectTests(SimpleTestCase):
     """The helpers work in a project as ``startproject`` makes it."""
 
@@ -539,4 +624,23 @@ class NewProjectTests(SimpleTestCase):
         done = run_in_project(NEW_PROJECT, "-m", "django", "test")
 
         self.assertIn("Ran 3 tests", done.stderr)
+        self.assertEqual(0, done.returncode, done.stderr)
+
+    def test_pytest_has_the_fixtures(self):
+        """By the entry point, on a database in memory, and before Django is configured."""
+        arguments = ("-m", "pytest", "--strict-markers", "-p", "no:cacheprovider")
+        done = run_in_project(FOR_PYTEST, *arguments, "shop/test_shop.py")
+
+        self.assertIn("6 passed", done.stdout, done.stderr)
+        self.assertEqual(0, done.returncode, done.stdout)
+
+    def test_the_core_needs_no_pytest(self):
+        """Nothing else imports the plugin."""
+        code = (
+            "import sys; sys.modules['pytest'] = None; import django; django.setup();"
+            "import dbtasks.testing, dbtasks.runner, dbtasks.inline;"
+            "assert 'dbtasks.pytest_plugin' not in sys.modules"
+        )
+        done = run_in_project({}, "-c", code)
+
         self.assertEqual(0, done.returncode, done.stderr)

@@ -147,6 +147,26 @@ class FileTests(TestCase):
                 self.name.unlink(missing_ok=True)
                 self.check("WAL")
 
+    def test_without_inotify_the_file_is_checked_rarely_while_nothing_is_written(self):
+        """Fifty times a second would cost an idle machine one percent of a processor."""
+        pauses: list[float] = []
+
+        class Stopping(threading.Event):
+            """Notes the pauses."""
+
+            def wait(self, timeout: float | None = None) -> bool:
+                if timeout is not None:
+                    pauses.append(timeout)
+                return super().wait(timeout)
+
+        spent = mock.patch.object(watchers.Writes, "__init__", side_effect=OSError("no more"))
+        soon = mock.patch.object(watchers, "QUIET_AFTER", 0.05)
+        with spent, soon, mock.patch.object(threading, "Event", Stopping):
+            self.check("WAL")
+            until(lambda: pauses[-1] == watchers.QUIET_INTERVAL)
+
+        self.assertIn(watchers.FILE_INTERVAL, pauses)
+
 
 class PollTests(RunnerTestCase):
     """Without any hint."""

@@ -4,5 +4,5 @@ Owns the processes of a site: the web server, the runner, and their reload when 
 serves requests or runs tasks in the process that supervises them, and never loads new code into an
 old process.
 
-Read in this order: address, watch, web, apps, management.
+Read in this order: address, variables, watch, web, apps, management.
 """

@@ -7,34 +7,58 @@ import os
 import re
 import socket
 import stat
+import sys
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
-# The same as for runserver: PORT, or HOST:PORT with an IPv6 host in brackets.
-ADDRPORT = re.compile(r"^(?:(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):)?(?P<port>\d+)$")
+# PORT, HOST or HOST:PORT, with an IPv6 host in brackets; as for runserver, the host may be short.
+ADDRPORT = re.compile(
+    r"^(?:(?P<port>\d+)|(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]\s/]+)?(?::(?P<its_port>\d+))?)$"
+)
 # Short forms of hosts.
 SHORT = {"0": "0.0.0.0"}
+LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
+# Files that container engines make, and variables that they set.
+CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv")
+CONTAINER_VARIABLES = ("KUBERNETES_SERVICE_HOST", "container")
+
+
+def in_container(environment: Mapping[str, str]) -> bool:
+    """Return whether this process runs in a container, whose loopback others cannot reach."""
+    return any(map(os.path.exists, CONTAINER_FILES)) or any(
+        environment.get(name) for name in CONTAINER_VARIABLES
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
     """A host and port, or the path of a Unix socket."""
 
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
     port: int = 8000
     uds: str | None = None
 
     def __str__(self) -> str:
+        return self.url("http")
+
+    def url(self, scheme: str) -> str:
+        """Return the address as people write it."""
         if self.uds:
             return f"unix:{self.uds}"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}/"
+        return f"{scheme}://{host}:{self.port}/"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only processes of this machine, or container, reach it."""
+        return self.uds is None and ip_address(self.host).is_loopback
 
     def connect(self) -> socket.socket:
         """Return a connection to the server that listens there; raise OSError if none does."""
-        if self.uds:
+        if self.uds and sys.platform != "win32":
             connection = socket.socket(socket.AF_UNIX)
             connection.settimeout(1)
             try:
@@ -82,26 +106,62 @@ class Address:
 def parse(addrport: str, environment: Mapping[str, str]) -> Address:
     """Return the address of the command line, completed from the environment.
 
-    The variables are GRANIAN_HOST, GRANIAN_PORT and GRANIAN_UDS, else PORT. PORT alone means all
-    interfaces, as container platforms expect. Raise ValueError if the address is not valid.
+    The variables are GRANIAN_HOST, GRANIAN_PORT and GRANIAN_UDS, else PORT. Without a host, the
+    address is that of the loopback; with PORT alone, as container platforms set it, and inside of a
+    container, all interfaces. Raise ValueError if the address is not valid.
     """
-    host, port = environment.get("GRANIAN_HOST"), environment.get("GRANIAN_PORT")
+    host = environment.get("GRANIAN_HOST")
     uds = None if addrport else environment.get("GRANIAN_UDS")
-    if port is None and (port := environment.get("PORT")) is not None:
-        host = host or "0.0.0.0"
+    variable = next((name for name in ("GRANIAN_PORT", "PORT") if name in environment), None)
+    port = environment[variable] if variable else "8000"
+    is_open = variable == "PORT" or in_container(environment)
     if addrport:
-        found = ADDRPORT.match(addrport)
-        if found is None:
-            raise ValueError(
-                f"{addrport!r} is not a valid address. Use PORT or HOST:PORT, such as 0:8000."
-            )
-        host, port = found["host"] or host, found["port"]
-    return make(host or "127.0.0.1", port or "8000", uds)
+        own_host, own_port = _split(addrport)
+        host = own_host or host
+        if own_port:
+            port, variable, is_open = own_port, None, in_container(environment)
+    try:
+        return make(host or (EVERYWHERE if is_open else LOOPBACK), port, uds)
+    except ValueError as error:
+        raise ValueError(f"{variable} in the environment: {error}" if variable else error) from None
+
+
+def _split(addrport: str) -> tuple[str | None, str | None]:
+    """Return host and port of the text, each None if it is not there."""
+    try:
+        if ip_address(addrport).version == 6:
+            return addrport, None
+    except ValueError:
+        pass
+    found = ADDRPORT.match(addrport)
+    if found is None:
+        raise ValueError(
+            f"{addrport!r} is not a valid address. Use PORT or HOST:PORT, such as 0:8000."
+        )
+    return found["host"], found["port"] or found["its_port"]
 
 
 def make(host: str, port: str | int, uds: str | None = None) -> Address:
-    """Return the address; raise ValueError if the port is not valid."""
+    """Return the address; raise ValueError if the port is not valid or the host is not found."""
     if not str(port).isdecimal() or not 1 <= int(port) <= 65535:
         raise ValueError(f"{str(port)!r} is not a valid port. Use a number from 1 to 65535.")
-    host = SHORT.get(host, host.strip("[]"))
-    return Address(host, int(port), uds)
+    if uds:
+        return Address(uds=uds)
+    return Address(_resolved(SHORT.get(host, host.strip("[]"))), int(port))
+
+
+def _resolved(host: str) -> str:
+    """Return the IP address of the host, which the web server needs. IPv4 comes first."""
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"The host {host!r} cannot be found: {why}. Use an IP address, such as 127.0.0.1."
+        ) from None
+    families = {family: str(address[0]) for family, _, _, _, address in reversed(found)}
+    return families.get(socket.AF_INET) or next(iter(families.values()))

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ...processes.link import SupervisorLink
-from ...processes.signals import stop_signals
+from ...processes.signals import stop_signals, unblock
 from .address import Address
 
 # Modules of Django that workers need, and that can be imported without settings.
@@ -42,6 +43,8 @@ PRELOADED = (
 )
 # The option of prctl with which a process receives a signal when its parent ends.
 PR_SET_PDEATHSIG = 1
+# Seconds between two checks whether the parent lives, where there is no such option.
+PARENT_INTERVAL = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ def _server(options: WebOptions) -> Any:
 def _started(link: SupervisorLink | None, hearing: Any) -> None:
     """Follow the supervisor, now that the server handles signals. Called before workers start."""
     # The supervisor has blocked them until now.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals())
+    unblock(stop_signals())
     if link is not None:
         threading.Thread(target=_obey, args=[link], daemon=True).start()
         threading.Thread(target=_tell_ready, args=[link, hearing], daemon=True).start()
@@ -141,6 +144,8 @@ def _started(link: SupervisorLink | None, hearing: Any) -> None:
 
 def _obey(link: SupervisorLink) -> None:
     """Follow the supervisor's messages until it is gone, then stop. Runs in its own thread."""
+    if sys.platform == "win32":  # the command refuses to start there
+        return
     for what, *words in link.receive():
         if what == "reload":
             # Granian replaces its workers on SIGHUP.
@@ -165,6 +170,9 @@ def _tell_ready(link: SupervisorLink, hearing: Any) -> None:
 def application(options: WebOptions, server: int, telling: Any) -> Any:
     """Load the project in this worker of the server; return its application."""
     _end_with(server)
+    if options.reload:
+        # multiprocessing has replaced it by an empty file, in which breakpoint() reads nothing.
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
     import django
 
     django.setup(set_prefix=False)
@@ -185,8 +193,17 @@ def _end_with(server: int) -> None:
     """Have this worker killed when its server ends, because nothing else would stop it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch, args=[server], name="dbtasks-parent", daemon=True).start()
     if os.getppid() != server:
         os._exit(1)
+
+
+def _watch(server: int) -> None:
+    """End this process soon after its server. Runs in its own thread, where prctl is missing."""
+    while os.getppid() == server:
+        time.sleep(PARENT_INTERVAL)
+    os._exit(1)
 
 
 def _wsgi() -> Any:

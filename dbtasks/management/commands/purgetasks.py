@@ -3,17 +3,18 @@
 from argparse import ArgumentTypeError
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from ... import store
 from ...backend import DatabaseBackend
 from ...base.result import FINISHED
 from ...console import preflight, terminal
+from ...console.command import TasksCommand
 from ...options import values
 from ...schedule.duration import Duration
 
 
-class Command(BaseCommand):
+class Command(TasksCommand):
     """Delete finished rows older than an age, in batches."""
 
     help = "Deletes finished tasks older than a given age, whatever their retention."
@@ -24,21 +25,9 @@ class Command(BaseCommand):
             type=values.duration,
             required=True,
             metavar="AGE",
-            help="Age of the tasks to delete: seconds, or a duration such as '12h' or '7d'.",
+            help="Age of the tasks to delete: seconds, or a duration such as '7d'; 0 is all.",
         )
-        parser.add_argument(
-            "--status",
-            type=_statuses,
-            action="extend",
-            dest="statuses",
-            metavar="STATUS",
-            help="SUCCESSFUL or FAILED; may be repeated, or joined by commas (default: both).",
-        )
-        parser.add_argument(
-            "--backend",
-            metavar="ALIAS",
-            help="Alias in TASKS whose tasks are deleted (default: every backend of dbtasks).",
-        )
+        _add_filters(parser)
         parser.add_argument(
             "--batch-size",
             type=values.whole("batch size", 1, 10_000),
@@ -51,21 +40,22 @@ class Command(BaseCommand):
         )
 
     def handle(self, **options: Any) -> None:
-        age, statuses = options["older_than"], options["statuses"] or FINISHED
+        age = options["older_than"]
+        chosen = {"statuses": options["statuses"] or FINISHED}
+        chosen |= {name: options[name] for name in ("queues", "tasks")}
         backends = _backends(options["backend"])
         for backend in backends:
             preflight.check_database(backend.database)
         if options["dry_run"]:
             count = sum(
-                store.older(b.database, age, backend=b.alias, statuses=statuses).count()
-                for b in backends
+                store.older(b.database, age, backend=b.alias, **chosen).count() for b in backends
             )
             self._say(options, f"Would delete {_finished(count, age)}")
             return
-        self._purge(backends, age, statuses, options)
+        self._purge(backends, age, chosen, options)
 
     def _purge(
-        self, backends: list[DatabaseBackend], age: Duration, statuses: Any, options: Any
+        self, backends: list[DatabaseBackend], age: Duration, chosen: Any, options: Any
     ) -> None:
         screen = terminal.Terminal(self.stderr)
         deleted, shows = 0, options["verbosity"] > 0 and screen.isatty()
@@ -75,8 +65,8 @@ class Command(BaseCommand):
                     backend.database,
                     age,
                     backend=backend.alias,
-                    statuses=statuses,
                     batch=options["batch_size"],
+                    **chosen,
                 ):
                     deleted += count
                     if shows:
@@ -92,6 +82,38 @@ class Command(BaseCommand):
     def _say(self, options: dict[str, Any], text: str) -> None:
         if options["verbosity"]:
             self.stdout.write(text)
+
+
+def _add_filters(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--status",
+        type=_statuses,
+        action="extend",
+        dest="statuses",
+        metavar="STATUS",
+        help="SUCCESSFUL or FAILED; may be repeated, or joined by commas (default: both).",
+    )
+    parser.add_argument(
+        *("-q", "--queue"),
+        type=values.names,
+        action="extend",
+        dest="queues",
+        metavar="NAME",
+        help="Only tasks of this queue; may be repeated, or joined by commas.",
+    )
+    parser.add_argument(
+        "--task",
+        type=values.names,
+        action="extend",
+        dest="tasks",
+        metavar="PATH",
+        help="Only calls of the task with this path; may be repeated, or joined by commas.",
+    )
+    parser.add_argument(
+        "--backend",
+        metavar="ALIAS",
+        help="Alias in TASKS whose tasks are deleted (default: every backend of dbtasks).",
+    )
 
 
 def _statuses(text: str) -> list[str]:
@@ -112,4 +134,6 @@ def _backends(alias: str | None) -> list[DatabaseBackend]:
 
 
 def _finished(count: int, age: Duration) -> str:
+    if not age:
+        return f"{terminal.plural(count, 'finished task')}."
     return f"{terminal.plural(count, 'task')} that ended more than {age} ago."

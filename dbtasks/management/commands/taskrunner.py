@@ -1,15 +1,17 @@
 """``manage.py taskrunner``: run tasks in this process until stopped."""
 
 import os
+import sys
 from functools import partial
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from ...base import registry
 from ...console import flags, preflight
 from ...console.banner import banner
+from ...console.command import TasksCommand
 from ...console.logs import log_output
 from ...console.report import Report
 from ...console.terminal import Terminal
@@ -20,8 +22,9 @@ from ...options.runner import FLAGS
 from ...processes.child import command_line, replicas
 from ...processes.link import SupervisorLink
 from ...processes.reload import Reloader, watch
-from ...processes.run import SupervisedSignals, leave, run
+from ...processes.run import SupervisedSignals, leave, leave_if_stalled, run
 from ...processes.supervisor import Supervisor
+from ...processes.waiting import default_wait, wait_for_database
 from ...runner.runner import Runner
 
 SIGNALS = """\
@@ -43,7 +46,7 @@ a new one starts. If that one cannot start because of a mistake in the code, ano
 the next change."""
 
 
-class Command(BaseCommand):
+class Command(TasksCommand):
     """Run a Runner and report what it does."""
 
     help = "Runs the tasks of a database backend until it is stopped."
@@ -55,6 +58,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         flags.add_runner_options(parser)
+        flags.add_wait(parser)
         parser.add_argument(
             "--processes",
             type=values.whole("number of processes", 1, 256),
@@ -78,39 +82,37 @@ class Command(BaseCommand):
         link = _link()
         try:
             self._handle(link, options)
-        except CommandError as error:
+        except (CommandError, preflight.DatabaseNotReady) as error:
             if link is None:
-                raise
+                raise CommandError(str(error)) from error
             # The supervisor prints it, once.
-            link.send("failed", str(error))
-            raise SystemExit(error.returncode) from error
+            link.send("failed", str(error), isinstance(error, preflight.DatabaseNotReady))
+            raise SystemExit(1) from error
 
     def _handle(self, link: SupervisorLink | None, options: dict[str, Any]) -> None:
+        _check_platform(options)
         backend = preflight.one_backend(options["backend"])
-        preflight.check_queues(backend, options["queues"])
-        preflight.check_database(backend.database)
-        # An import error is fatal only with --reload, when somebody is editing the code. Without
-        # it, the tasks of other modules still run.
-        if link and options["reload"] and (failed := registry.discover()):
-            raise CommandError(" ".join(failed))
+        preflight.check_queues(backend, options["queues"], options["exclude_queues"])
         verbosity, as_json = options["verbosity"], options["as_json"]
         process = link.number if link and options["processes"] > 1 else None
-        terminal = Terminal(self.stderr, f"#{process} " if process and not as_json else "")
-        style = self.style if terminal.isatty() else None
-        report = Report(
-            self.stdout,
-            terminal,
-            verbosity=verbosity,
-            as_json=as_json,
-            style=style,
-            process=process,
-        )
+        report = self._report(options, process)
+        wait = default_wait() if options["wait"] is None else options["wait"]
+        # A supervisor starts a process again that cannot use its database yet.
+        wait_for_database(backend.database, 0.0 if link else wait, report.say)
+        # An import error is fatal only with --reload, when somebody is editing the code. Without
+        # it, the tasks of other modules still run.
+        if link and options["reload"]:
+            failed = registry.discover(backend.config.task_modules)
+            if failed:
+                raise CommandError(" ".join(failed))
         runner = _runner(options, link)
         warning = preflight.small_pool(backend.database, runner.options.workers)
         if warning and link is None:
             report.say(warning, event="warning")
         called = getattr(self, "_called_from_command_line", False)
-        with log_output(terminal, verbosity, as_json, process):
+        if called:
+            leave_if_stalled(runner)
+        with log_output(report.err, verbosity, as_json, process):
             try:
                 code = _run(options, link, runner, report, called)
             except (ImproperlyConfigured, RunnerError) as error:
@@ -120,6 +122,27 @@ class Command(BaseCommand):
             leave(code)
         if code:
             raise SystemExit(code)
+
+    def _report(self, options: dict[str, Any], process: int | None) -> Report:
+        as_json = options["as_json"]
+        terminal = Terminal(self.stderr, f"#{process} " if process and not as_json else "")
+        return Report(
+            self.stdout,
+            terminal,
+            verbosity=options["verbosity"],
+            as_json=as_json,
+            style=self.style if terminal.isatty() else None,
+            process=process,
+        )
+
+
+def _check_platform(options: dict[str, Any]) -> None:
+    """Raise CommandError if an option does not work on this system."""
+    if sys.platform == "win32" and (options["processes"] > 1 or options["reload"]):
+        raise CommandError(
+            "--processes and --reload need a POSIX system, such as Linux or macOS. On Windows, "
+            "start as many runners as you like, and restart them yourself."
+        )
 
 
 def _link() -> SupervisorLink | None:
@@ -139,6 +162,9 @@ def _run(
     """Run the runner, here or in processes; return the exit code."""
     if link is not None:
         text = f"Worker {{worker_id}} started, pid {os.getpid()}."
+        if options["reload"] and report.is_brief:
+            # The supervisor names the first one. Later ones start at each change.
+            text = ""
         return run(runner, report, text, partial(SupervisedSignals, link=link))
     backend = preflight.one_backend(runner.options.backend)
     if options["processes"] > 1 or options["reload"]:
@@ -164,7 +190,7 @@ def _supervise(
         )
     # The supervisor lives long, and does not need the database any more.
     disconnect()
-    children = replicas(options["processes"], command_line())
+    children = replicas(options["processes"], command_line(), has_terminal=options["reload"])
     supervisor: Supervisor
     if options["reload"]:
         supervisor = Reloader(children, watch, grace=own.grace, say=report.say)

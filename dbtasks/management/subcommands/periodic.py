@@ -68,13 +68,13 @@ def handle(command: BaseCommand, options: dict[str, Any]) -> int:
 def _backends(alias: str | None) -> list[DatabaseBackend]:
     chosen = preflight.chosen_backends(alias)
     for backend in chosen:
-        preflight.check_database(backend.database)
+        preflight.check_database(backend.database, writes=False)
     return chosen
 
 
 def _rows(backend: DatabaseBackend) -> Iterator[Row]:
     """Yield the backend's schedules, sorted by key, with those that no runner has seen yet."""
-    registry.discover()
+    registry.discover(backend.config.task_modules)
     entries = firing.entries_of(backend)
     known = {row.key: row for row in periodic.of(backend.database, backend.alias)}
     for key in sorted(known.keys() | entries.keys()):

@@ -11,7 +11,20 @@ from typing import Any
 from django.db import Error, transaction
 
 from ...models import TABLE
-from ..rows import SETTLE, SETTLED, Change, Claim, NewTask, Outcome, Pick, Place, hold_of, settling
+from ..rows import (
+    QUEUES,
+    SETTLE,
+    SETTLED,
+    STANDING,
+    Change,
+    Claim,
+    NewTask,
+    Outcome,
+    Pick,
+    Place,
+    hold_of,
+    settling,
+)
 
 # Deadlock, serialisation failure, lock timeout: the statement did nothing and may be run again.
 TRANSIENT = {"40P01", "40001", "55P03"}
@@ -30,6 +43,12 @@ PIN = "SELECT " + ", ".join(f"set_config('{name}', 'off', true)" for name in _OF
 IDLE = 0
 # Start and end of an INSERT that does nothing if a unique index has such a row.
 INSERT_NEW = ("INSERT INTO", "ON CONFLICT DO NOTHING")
+# What an error that no retry cures means, by its SQLSTATE.
+TROUBLES = {"25006": "read-only", "42501": "denied", "42P01": "missing", "42703": "missing"}
+
+
+def check_version(connection: Any) -> None:
+    """Accept every version that Django supports."""
 
 
 def now(connection: Any) -> str:
@@ -45,6 +64,12 @@ def microseconds(connection: Any) -> str:
 def is_transient(error: Exception) -> bool:
     """Return whether the same unit of work may succeed when it is run again."""
     return getattr(error.__cause__, "sqlstate", None) in TRANSIENT
+
+
+def trouble(error: Exception) -> str | None:
+    """Return why a table cannot be used, by the value of a Trouble; None if it is another error."""
+    cause = error.__cause__
+    return TROUBLES.get(getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or "")
 
 
 def insert(connection: Any, rows: Sequence[NewTask], hint: tuple[str, str] | None) -> bool:
@@ -72,7 +97,10 @@ def insert(connection: Any, rows: Sequence[NewTask], hint: tuple[str, str] | Non
 
 
 def _is_written(connection: Any, id: Any) -> bool:
-    """Return whether the row of a failed message was committed; roll back what is still open."""
+    """Return whether the row of a failed message was committed; roll back what is still open.
+
+    On a connection that was lost nobody can say: enqueue() asks on another one.
+    """
     with suppress(Error):
         if connection.connection.info.transaction_status != IDLE:
             connection.rollback()
@@ -116,6 +144,12 @@ def change(connection: Any, change: Change) -> list[Place]:
 def read(connection: Any, sql: str, params: Sequence[Any]) -> list[Any]:
     """Return the rows of a SELECT that must stay on its indexes."""
     return _pinned(connection, sql, params)
+
+
+def queues_of(connection: Any, where: str, backend: str) -> list[str]:
+    """Return the names of the queues that have rows of that condition."""
+    sql = QUEUES.format(table=TABLE, where=where)
+    return [name for (name,) in read(connection, sql, [backend, backend])]
 
 
 def _statement(change: Change, returning: str) -> tuple[str, list[Any]]:
@@ -174,10 +208,14 @@ def _takes_several(connection: Any) -> bool:
     return hasattr(connection.Database, "pq") and not is_bound_by_server
 
 
-def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
-    """Write the outcomes whose claim still stands, in one statement; return their ids."""
+def settle(connection: Any, outcomes: Sequence[Outcome], wait: bool) -> set[Any]:
+    """Write the outcomes whose claim still stands, in one statement; return their ids.
+
+    Without `wait`, rows that another transaction has locked are skipped.
+    """
+    lock = "FOR NO KEY UPDATE" if wait else "FOR NO KEY UPDATE SKIP LOCKED"
     if len(outcomes) == 1:
-        return _settle_one(connection, outcomes[0])
+        return _settle_one(connection, outcomes[0], lock)
     names, source, params = _source(outcomes, _OUTCOME_TYPES)
     changes = ", ".join(f"{name} = k.{name}" for name in Outcome._fields[2:])
     hold = hold_of("k.run_after", "k.lost", now(connection))
@@ -190,7 +228,7 @@ def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
             f"WITH v({names}) AS ({source}), k AS MATERIALIZED (SELECT v.* FROM v "
             f"CROSS JOIN LATERAL (SELECT 1 FROM {TABLE} WHERE id = v.id "
             "AND CASE status WHEN 'RUNNING' THEN fence END = v.fence "
-            "AND NOT (cancel_requested AND v.status = 'READY') FOR NO KEY UPDATE OFFSET 0) held) "
+            f"AND NOT (cancel_requested AND v.status = 'READY') {lock} OFFSET 0) held) "
             f"UPDATE {TABLE} t SET {changes}, {SETTLED}, "
             f"hold = CASE WHEN k.status = 'READY' THEN {hold} ELSE '' END FROM k "
             "WHERE t.id = k.id AND t.id = ANY(ARRAY(SELECT id FROM k)) RETURNING t.id::text",
@@ -199,10 +237,11 @@ def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
         return {id for (id,) in cursor.fetchall()}
 
 
-def _settle_one(connection: Any, outcome: Outcome) -> set[Any]:
+def _settle_one(connection: Any, outcome: Outcome, lock: str) -> set[Any]:
     # 0.6 ms; with arrays, which take longer to plan, 0.8.
     hold = hold_of("%s::timestamptz", "%s", now(connection))
     sql = SETTLE.format(table=TABLE, hold=hold)
+    sql += f"id = (SELECT id FROM {TABLE} WHERE {STANDING} {lock})"
     with connection.cursor() as cursor:
         cursor.execute(sql, settling(outcome))
         return {outcome.id} if cursor.rowcount else set()
@@ -263,6 +302,7 @@ _OUTCOME_TYPES = {
     "attempt": "int",
     "failures": "int",
     "lost": "int",
+    "releases": "int",
     "run_after": "timestamptz",
     "started_at": "timestamptz",
     "last_attempted_at": "timestamptz",

@@ -6,6 +6,7 @@ change: a transition passes the guards, apart from the fence.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import batched
 from typing import Any
 
 from django.db import transaction
@@ -13,12 +14,32 @@ from django.utils import timezone
 
 from ...models import TABLE
 from ...schedule.zones import EPOCH, MICROSECOND
-from ..rows import SETTLE, Change, Claim, NewTask, Outcome, Place, hold_of, settling
+from ..rows import (
+    QUEUES,
+    SETTLE,
+    STANDING,
+    Change,
+    Claim,
+    NewTask,
+    Outcome,
+    Place,
+    hold_of,
+    settling,
+)
 
 # The index entry of a claimed row is removed at once.
 LEAVES_DEAD_INDEX_ENTRIES = False
+# A compound SELECT has at most 500 terms.
+MAX_TERMS = 400
 # Start and end of an INSERT that does nothing if a unique index has such a row.
 INSERT_NEW = ("INSERT INTO", "ON CONFLICT DO NOTHING")
+# What an error that no retry cures means, by words of its message.
+TROUBLES = {"readonly": "read-only", "no such": "missing", "not a database": "damaged"}
+TROUBLES |= {"malformed": "damaged"}
+
+
+def check_version(connection: Any) -> None:
+    """Accept every version that Django supports."""
 
 
 def now(connection: Any) -> str:
@@ -34,6 +55,11 @@ def microseconds(connection: Any) -> str:
 def is_transient(error: Exception) -> bool:
     """Return whether the same unit of work may succeed when it is run again."""
     return "locked" in str(error)
+
+
+def trouble(error: Exception) -> str | None:
+    """Return why a table cannot be used, by the value of a Trouble; None if it is another error."""
+    return next((kind for words, kind in TROUBLES.items() if words in str(error)), None)
 
 
 def insert(connection: Any, rows: Sequence[NewTask], hint: Any) -> bool:
@@ -70,6 +96,12 @@ def read(connection: Any, sql: str, params: Sequence[Any]) -> list[Any]:
         return list(cursor.fetchall())
 
 
+def queues_of(connection: Any, where: str, backend: str) -> list[str]:
+    """Return the names of the queues that have rows of that condition."""
+    sql = QUEUES.format(table=TABLE, where=where)
+    return [name for (name,) in read(connection, sql, [backend, backend])]
+
+
 def _statement(change: Change, returning: str) -> tuple[str, list[Any]]:
     # One statement is one write transaction from its start, so no other writer comes in between,
     # and no read lock has to be upgraded.
@@ -78,26 +110,27 @@ def _statement(change: Change, returning: str) -> tuple[str, list[Any]]:
         f"ORDER BY {change.order} LIMIT {change.limit:d})"
         for pick in change.picks
     ]
+    while len(heads) > MAX_TERMS:
+        parts = batched(heads, MAX_TERMS)
+        heads = [f"SELECT * FROM ({' UNION ALL '.join(part)})" for part in parts]
     chosen = f"SELECT id FROM ({' UNION ALL '.join(heads)})"
-    if len(heads) > 1:
+    if len(change.picks) > 1:
         chosen += f" ORDER BY {change.order} LIMIT {change.limit:d}"
     params = [value for pick in change.picks for value in pick.params]
     return f"{change.verb} WHERE id IN ({chosen}) {returning}", [*change.params, *params]
 
 
-def settle(connection: Any, outcomes: Sequence[Outcome]) -> set[Any]:
-    """Write the outcomes whose claim still stands, in one transaction; return their ids."""
-    sql = SETTLE.format(table=TABLE, hold=hold_of("%s", "%s", now(connection)))
+def settle(connection: Any, outcomes: Sequence[Outcome], wait: bool) -> set[Any]:
+    """Write the outcomes whose claim still stands, in one transaction.
+
+    Return their ids, or none if some were not written. SQLite locks the file, not rows, so `wait`
+    makes no difference.
+    """
+    sql = SETTLE.format(table=TABLE, hold=hold_of("%s", "%s", now(connection))) + STANDING
     with transaction.atomic(connection.alias), connection.cursor() as cursor:
         cursor.executemany(sql, [settling(outcome) for outcome in outcomes])
-        if cursor.rowcount == len(outcomes):
-            return {outcome.id for outcome in outcomes}
-        marks = ", ".join(["(%s, %s, %s)"] * len(outcomes))
-        cursor.execute(
-            f"SELECT id FROM {TABLE} WHERE (id, fence, status) IN (VALUES {marks})",
-            [value for outcome in outcomes for value in outcome[:3]],
-        )
-        return {id for (id,) in cursor.fetchall()}
+        is_whole = cursor.rowcount == len(outcomes)
+    return {outcome.id for outcome in outcomes} if is_whole else set()
 
 
 _CLAIM = [{"claimed_at": "last_attempted_at"}.get(name, name) for name in Claim._fields[:-1]]

@@ -3,7 +3,7 @@
 import os
 import sys
 from argparse import ArgumentTypeError, BooleanOptionalAction
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from .....options.runner import default_workers
 from .....processes.child import Child, command_line
 from .....processes.reload import Reloader
 from .....processes.supervisor import Supervisor
+from .....processes.waiting import SUPERVISED_WAIT
 from ... import address as addresses
+from ... import variables
 from ...web import WebOptions
 
 NOTES = """\
@@ -39,14 +41,8 @@ GRANIAN_BLOCKING_THREADS, GRANIAN_LOG_ACCESS_ENABLED, GRANIAN_LOG_LEVEL, GRANIAN
 GRANIAN_BACKPRESSURE, GRANIAN_URL_PATH_PREFIX, GRANIAN_SSL_CERTIFICATE, GRANIAN_SSL_KEYFILE,
 GRANIAN_WORKERS_LIFETIME. Flags win over them."""
 
-# Further variables of Granian: the argument that each sets, and how its text is read.
-GRANIAN: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "GRANIAN_BACKLOG": ("backlog", int),
-    "GRANIAN_BACKPRESSURE": ("backpressure", int),
-    "GRANIAN_URL_PATH_PREFIX": ("url_path_prefix", str),
-    "GRANIAN_WORKERS_LIFETIME": ("workers_lifetime", int),
-}
-FILES = {"GRANIAN_SSL_CERTIFICATE": "ssl_cert", "GRANIAN_SSL_KEYFILE": "ssl_key"}
+WORKERS = values.whole("number of workers", 1, 256)
+WEB_THREADS = values.whole("number of threads", 1, 1000)
 # Threads of a worker, for WSGI. With more, Granian prints a warning at each start.
 THREADS = min(8, 2 * (os.cpu_count() or 1) + 1)
 LEVELS = ("critical", "error", "warning", "info", "debug", "notset")
@@ -69,12 +65,18 @@ class Command(BaseCommand):
             "addrport",
             nargs="?",
             default="",
-            help="PORT or HOST:PORT (default: 127.0.0.1:8000). Write it before -k and -r.",
+            help="PORT, HOST or HOST:PORT (default: 127.0.0.1:8000; in a container 0.0.0.0:8000). "
+            "Write it before -k and -r.",
         )
         _add_web(parser)
         _add_runner(parser)
 
     def handle(self, **options: Any) -> None:
+        if sys.platform == "win32":
+            raise CommandError(
+                "serve needs a POSIX system, such as Linux or macOS. On Windows, run 'manage.py "
+                "runserver' and 'manage.py taskrunner' side by side."
+            )
         if find_spec("granian") is None:
             raise CommandError(
                 "serve needs Granian, which is not installed. Run: pip install 'dbtasks[serve]'"
@@ -84,9 +86,11 @@ class Command(BaseCommand):
             raise CommandError(trouble)
         folders = _folders(options["reload"])
         self._check(is_fatal=folders is None)
-        children = [Child(1, "The web server", _web_command(web), reloads=web.reload)]
+        # With -r somebody writes code, and may want to debug it.
+        debug = {"has_terminal": web.reload}
+        children = [Child(1, "The web server", _web_command(web), reloads=web.reload, **debug)]
         if options["tasks"]:
-            children.append(Child(2, "The task runner", _runner_command(options)))
+            children.append(Child(2, "The task runner", _runner_command(options), **debug))
         # The processes open connections of their own.
         disconnect()
         try:
@@ -112,7 +116,9 @@ class Command(BaseCommand):
             self.stderr.flush()
 
         if folders is None:
-            return Supervisor(children, grace=options["grace"], ends=False, say=say)
+            # The runner of a site is always under a supervisor: this one.
+            wait = SUPERVISED_WAIT if options["wait"] is None else options["wait"]
+            return Supervisor(children, grace=options["grace"], ends=False, say=say, wait=wait)
         from ...watch import watching
 
         aside = [Path(path) for path in (settings.MEDIA_ROOT, settings.STATIC_ROOT) if path]
@@ -127,13 +133,13 @@ def _add_web(parser: CommandParser) -> None:
     group.add_argument("--uds", metavar="PATH", help="Unix socket to listen at instead.")
     group.add_argument(
         *("-w", "--workers"),
-        type=values.whole("number of workers", 1, 256),
+        type=WORKERS,
         metavar="N",
         help="Processes that serve requests (default: 1).",
     )
     group.add_argument(
         *("-t", "--threads"),
-        type=values.whole("number of threads", 1, 1000),
+        type=WEB_THREADS,
         metavar="N",
         help=f"Threads of each process, for WSGI (default: here {THREADS}).",
     )
@@ -145,7 +151,7 @@ def _add_serving(group: Any) -> None:
         "--interface",
         choices=["auto", "wsgi", "asgi"],
         default="auto",
-        help="auto is ASGI if ASGI_APPLICATION is set and WSGI_APPLICATION is not, else WSGI.",
+        help="auto is ASGI if ASGI_APPLICATION is set, else WSGI.",
     )
     group.add_argument(
         "--no-static",
@@ -182,10 +188,12 @@ def _add_runner(parser: CommandParser) -> None:
     flags.add_runner_options(
         group,
         *("worker_id", "backend", "loop_delay", "init_periodic", "grace"),
+        *("queues", "exclude_queues"),
         backend={"names": ("-b", "--backend")},
         loop_delay={"names": ("--delay",)},
         grace={"meaning": "Seconds that requests and running tasks may take at a stop or reload."},
     )
+    flags.add_wait(group, otherwise="60; no limit with -r")
 
 
 def _threads(text: str) -> int:
@@ -204,36 +212,27 @@ def _web_options(options: dict[str, Any]) -> WebOptions:
         elif options["address"] or options["port"] is not None:
             port = address.port if options["port"] is None else options["port"]
             address = addresses.make(options["address"] or address.host, port)
-        workers = environment.get("GRANIAN_WORKERS") or environment.get("WEB_CONCURRENCY") or 1
-        threads = environment.get("GRANIAN_BLOCKING_THREADS") or THREADS
+        workers = variables.read(environment, WORKERS, "GRANIAN_WORKERS", "WEB_CONCURRENCY")
+        threads = variables.read(environment, WEB_THREADS, "GRANIAN_BLOCKING_THREADS")
         level = environment.get("GRANIAN_LOG_LEVEL") or _level(options["verbosity"])
         if level not in LEVELS:
             raise ValueError(f"GRANIAN_LOG_LEVEL={level!r} must be one of {', '.join(LEVELS)}.")
         return WebOptions(
             address,
             _interface(options["interface"]),
-            options["workers"] or int(workers),
-            options["threads"] or int(threads),
+            options["workers"] or workers or 1,
+            options["threads"] or threads or THREADS,
             round(options["grace"]),
             static=options["static"] and apps.is_installed("django.contrib.staticfiles"),
             reload=options["reload"] is not None,
             access_log=_has_access_log(options["access_log"], environment),
             log_level=level,
-            more=_more(environment),
-            files={name: environment[key] for key, name in FILES.items() if environment.get(key)},
+            more=variables.arguments(environment),
+            files=variables.files(environment),
             path=sys.path[0],
         )
     except ValueError as error:
         raise CommandError(str(error)) from error
-
-
-def _more(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return further arguments of Granian from the environment."""
-    return {
-        argument: read(environment[name])
-        for name, (argument, read) in GRANIAN.items()
-        if environment.get(name)
-    }
 
 
 def _level(verbosity: int) -> str:
@@ -241,17 +240,16 @@ def _level(verbosity: int) -> str:
 
 
 def _has_access_log(flag: bool | None, environment: Mapping[str, str]) -> bool:
-    if flag is None and (text := environment.get("GRANIAN_LOG_ACCESS_ENABLED")):
-        return str(text).lower() in ("1", "true", "yes", "on")
+    if flag is None:
+        flag = variables.read(environment, values.switch, "GRANIAN_LOG_ACCESS_ENABLED")
     return settings.DEBUG if flag is None else flag
 
 
 def _interface(wanted: str) -> str:
     if wanted != "auto":
         return wanted
-    # In Django's default settings WSGI_APPLICATION is None.
-    is_asgi = getattr(settings, "ASGI_APPLICATION", None) and not settings.WSGI_APPLICATION
-    return "asgi" if is_asgi else "wsgi"
+    # startproject sets WSGI_APPLICATION in every project, so this one is set on purpose.
+    return "asgi" if getattr(settings, "ASGI_APPLICATION", None) else "wsgi"
 
 
 def _folders(paths: list[str] | None) -> list[Path] | None:
@@ -283,6 +281,8 @@ def _runner_command(options: dict[str, Any]) -> list[str]:
     command = [*start, "taskrunner", "-w", str(options["tasks"]), "--backend", options["backend"]]
     command += ["--delay", str(options["loop_delay"]), "--grace", str(options["grace"])]
     command += ["-v", str(options["verbosity"])]
+    for flag, names in (("-q", options["queues"]), ("-x", options["exclude_queues"])):
+        command += [word for name in names or () for word in (flag, name)]
     if options["worker_id"]:
         command += ["-i", options["worker_id"]]
     if not options["init_periodic"]:
@@ -297,7 +297,12 @@ def _runner_command(options: dict[str, Any]) -> list[str]:
 
 
 def _banner(web: WebOptions, options: dict[str, Any], folders: list[Path] | None) -> str:
-    lines = [f"{web.address} ({web.interface.upper()}, {plural(web.workers, 'worker')})"]
+    url = web.address.url("https" if "ssl_cert" in web.files else "http")
+    lines = [f"{url} ({web.interface.upper()}, {plural(web.workers, 'worker')})"]
+    if web.address.is_loopback and addresses.in_container(os.environ):
+        lines.append(
+            "Only this container can reach that address. Write 0:8000 to serve the outside too."
+        )
     if options["tasks"]:
         lines.append(f"A task runner with {plural(options['tasks'], 'thread')}")
     if folders:
