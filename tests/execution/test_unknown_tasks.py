@@ -113,8 +113,8 @@ class UnknownTests(RunnerTestCase):
 
     def test_a_cancelled_one_ends_at_once(self):
         """As any row that waits."""
-        id = make_task(task_path=LATER)
         with self.assertLogs(LOGGER, logging.WARNING):
+            id = make_task(task_path=LATER)
             self.runner._run.wake()
             until(lambda: row(id).hold == Hold.SCHEDULED, "The hold")
         self.assertTrue(default_task_backend.cancel(str(id)))
