@@ -276,8 +276,8 @@ class EvictedTests(GateMixin, RunnerTestCase):
         tasks.Gate.entered.acquire(timeout=10)
         pool = self.runner._run._pool
         [attempt] = pool._held
-        until(lambda: workers.declare_lost(DB, old, Worker.objects.get(pk=old).beat))
         with self.assertLogs("dbtasks.runner", "WARNING") as logs:
+            until(lambda: workers.declare_lost(DB, old, Worker.objects.get(pk=old).beat))
             self.runner._run._heartbeat._beat()
             until(lambda: attempt not in pool._held)
 
