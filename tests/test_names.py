@@ -35,6 +35,8 @@ PHRASES = {
 }
 # Where one of these words is the right one.
 KEPT = {
+    # A further hint about the same row.
+    ("push.py", "again"),
     # A moment in time, not a driver's datetime.
     *((f"{name}.py", "moment") for name in ("schedule/rules", "schedule/zones", "admin/render")),
     *((f"{name}.py", "moment") for name in ("models/fields", "testing/assertions")),

@@ -17,6 +17,7 @@ from django.db import DEFAULT_DB_ALIAS
 from ..base import policy
 from ..base.result import FINISHED
 from ..exceptions import DurationError
+from ..push import Push
 from ..schedule.duration import Duration, duration_or_zero
 from ..schedule.periodic import ScheduleEntry
 from ..schedule.periodic import read as read_periodic
@@ -92,6 +93,8 @@ class Options:
     task_modules: tuple[str, ...] = ()
     # Bytes of JSON that args, kwargs, meta and the return value may each take.
     max_payload: int = 262_144
+    # The service that hints about due rows are sent to, for hosts without a runner.
+    push: Push | None = None
     # Words in names whose values the admin masks in arguments and results.
     mask: tuple[str, ...] = (
         *("password", "passwd", "pwd", "pass", "passphrase", "passcode", "pin", "otp"),
@@ -138,6 +141,17 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
+def _push(value: Any) -> Push | None:
+    if value is None or isinstance(value, Push):
+        return value
+    if isinstance(value, type):
+        raise ValueError(f"{value.__name__} is a class. Use an object: {value.__name__}(…).")
+    raise ValueError(
+        f"a value of type {type(value).__name__} is not a push. Use an object such as "
+        "dbtasks.contrib.cloudtasks.CloudTasks(…), or None."
+    )
+
+
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "immediate": _flag,
     "signals": _flag,
@@ -154,6 +168,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "enqueue_on_commit": lambda value: _alias(value) if isinstance(value, str) else _flag(value),
     "task_modules": _names,
     "max_payload": _size,
+    "push": _push,
     "mask": _names,
 }
 

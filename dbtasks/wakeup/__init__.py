@@ -3,9 +3,10 @@
 Owns how a runner learns of rows that others enqueue. Never the only way, because runners also poll:
 a lost wake-up delays a task by at most one polling interval.
 
-Read in this order: notify, inotify, watchers.
+Read in this order: guard, hints, notify, inotify, watchers.
 """
 
+from .hints import push_of, tell
 from .notify import Wakeable, became_due, hint, register, rows_due, unregister
 from .watchers import Watcher, watchers_of
 
@@ -14,8 +15,10 @@ __all__ = [
     "Watcher",
     "became_due",
     "hint",
+    "push_of",
     "register",
     "rows_due",
+    "tell",
     "unregister",
     "watchers_of",
 ]

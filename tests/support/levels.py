@@ -7,6 +7,7 @@ LEVELS = {
     "distribution": 0,
     "db": 0,
     "events": 0,
+    "push": 1,
     "schedule": 1,
     "base": 2,
     "options": 3,

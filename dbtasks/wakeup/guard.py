@@ -1,0 +1,246 @@
+"""The guard between a push service and those who enqueue.
+
+Owns the time that sending may take, the threads in which it happens, and the rest after failures.
+Never lets a service hold up its caller for three seconds, and never logs what a service answered.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from ..push import Hint, NotSent, Push
+
+logger = logging.getLogger("dbtasks.push")
+
+# Seconds for one call of send(), and for all calls of one commit.
+CALL_TIMEOUT = 2.0
+COMMIT_TIMEOUT = 2.8
+NO_ANSWER = f"no answer within {CALL_TIMEOUT:g} seconds"
+# Calls at the same time for one backend.
+MAX_THREADS = 8
+# Nothing is sent for REST seconds after this many failures in a row, and after each further one.
+MAX_FAILURES = 3
+REST = 30.0
+# Seconds between two warnings about one backend.
+WARNING_INTERVAL = 60.0
+
+Call = tuple[Hint, ...]
+
+
+class Threads:
+    """Up to MAX_THREADS daemon threads, made when they are needed, that run what is submitted."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._count = self._idle = 0
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run the job as soon as a thread is free. Raise RuntimeError if none can be started."""
+        with self._changed:
+            if len(self._jobs) >= self._idle and self._count < MAX_THREADS:
+                threading.Thread(target=self._run, name="dbtasks-push", daemon=True).start()
+                self._count += 1
+                self._idle += 1
+            self._jobs.append(job)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._jobs:
+                    self._changed.wait()
+                self._idle -= 1
+                job = self._jobs.popleft()
+            job()
+            del job
+            with self._changed:
+                self._idle += 1
+
+
+class Breaker:
+    """Counts failures in a row, and says when to leave the service alone."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._open_until = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing may be sent now."""
+        return time.monotonic() < self._open_until
+
+    def note(self, is_sent: bool) -> None:
+        """Count a call that has ended. Can be called from any thread."""
+        if is_sent:
+            self._failures = 0
+            return
+        self._failures += 1
+        if self._failures >= MAX_FAILURES:
+            self._open_until = time.monotonic() + REST
+
+
+class Round:
+    """The calls of one commit. Each lane makes one call after the other, in a thread."""
+
+    def __init__(self, push: Push, calls: Iterable[Call], breaker: Breaker) -> None:
+        self._push, self._breaker = push, breaker
+        self._changed = threading.Condition()
+        self._calls = deque(calls)
+        self._lanes = 0
+        # When each running call began, on the monotonic clock.
+        self._running: dict[object, float] = {}
+        self._is_over = False
+        self.sent = 0
+        # Why the last call failed, in words without secrets.
+        self.why = "the service failed a moment ago"
+
+    def run(self, threads: Threads) -> None:
+        """Make the calls; return when all have ended, or when the time is over.
+
+        No call begins after that. One that still runs counts as failed.
+        """
+        end = time.monotonic() + COMMIT_TIMEOUT
+        for _ in range(min(MAX_THREADS, len(self._calls))):
+            try:
+                threads.submit(self._lane)
+            except RuntimeError as error:  # this process ends, or has no room for a thread
+                self.why = in_words(error)
+                break
+            with self._changed:
+                self._lanes += 1
+        with self._changed:
+            while self._lanes > 0 and (left := self._drop_late(end)) > 0:
+                self._changed.wait(left)
+            self._is_over = True
+            for call in self._running.copy():
+                self._fail(call, NO_ANSWER)
+
+    def _drop_late(self, end: float) -> float:
+        """Give up calls that take too long; return the seconds until the next one does."""
+        now = time.monotonic()
+        for call, began in self._running.copy().items():
+            if began + CALL_TIMEOUT <= now:
+                self._fail(call, NO_ANSWER)
+                self._lanes -= 1
+        if not self._lanes or (self._breaker.is_open and not self._running):
+            return 0
+        return min([end, *(began + CALL_TIMEOUT for began in self._running.copy().values())]) - now
+
+    def _fail(self, call: object, why: str) -> None:
+        del self._running[call]
+        self.why = why
+        self._breaker.note(is_sent=False)
+
+    def _lane(self) -> None:
+        while (begun := self._begin()) is not None:
+            call, hints = begun
+            why = None
+            try:
+                self._push.send(hints)
+            except BaseException as error:  # whatever a client library raises
+                why = in_words(error)
+            if not self._end(call, hints, why):
+                return
+        with self._changed:
+            self._lanes -= 1
+            self._changed.notify()
+
+    def _begin(self) -> tuple[object, Call] | None:
+        with self._changed:
+            if self._is_over or self._breaker.is_open or not self._calls:
+                return None
+            call = object()
+            self._running[call] = time.monotonic()
+            self._changed.notify()
+            return call, self._calls.popleft()
+
+    def _end(self, call: object, hints: Call, why: str | None) -> bool:
+        """Note how the call ended; return False if it was given up meanwhile."""
+        with self._changed:
+            if call not in self._running:
+                return False
+            if why is not None:
+                self._fail(call, why)
+                return True
+            del self._running[call]
+            self.sent += len(hints)
+            self._breaker.note(is_sent=True)
+            return True
+
+
+class Guard:
+    """Sends the hints of one backend in this process."""
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+        self._threads, self._breaker = Threads(), Breaker()
+        self._lock = threading.Lock()
+        self._unsent, self._why = 0, ""
+        self._warned_at = -WARNING_INTERVAL
+        self._told_why: set[str] = set()
+
+    def send(self, push: Push, calls: list[Call]) -> int:
+        """Pass each call to the service; return how many hints were sent."""
+        total = sum(map(len, calls))
+        if self._breaker.is_open:
+            self._warn(total)
+            return 0
+        current = Round(push, calls, self._breaker)
+        current.run(self._threads)
+        logger.debug("Sent %d of %d hints of %r", current.sent, total, self._backend)
+        self._warn(total - current.sent, current.why)
+        return current.sent
+
+    def _warn(self, unsent: int, why: str = "") -> None:
+        """Add to the hints that were not sent, and log their number once a minute."""
+        with self._lock:
+            self._unsent += unsent
+            self._why = why if unsent and why else self._why
+            now = time.monotonic()
+            if not self._unsent or now < self._warned_at + WARNING_INTERVAL:
+                return
+            count, self._unsent, self._warned_at = self._unsent, 0, now
+        logger.warning(
+            "%d %s of %r could not be sent: %s. A sweep finds the rows.",
+            count,
+            "hint" if count == 1 else "hints",
+            self._backend,
+            self._why,
+        )
+
+    def explain(self, level: int, why: str) -> None:
+        """Log once why this process sends no hints."""
+        with self._lock:
+            if why in self._told_why:
+                return
+            self._told_why.add(why)
+        logger.log(level, "Hints of %r are not sent: %s", self._backend, why)
+
+
+# By process and backend: a forked child has neither the threads nor the locks of its parent.
+_guards: dict[tuple[int, str], Guard] = {}
+
+
+def guard_of(backend: str) -> Guard:
+    """Return the guard of that backend in this process."""
+    key = (os.getpid(), backend)
+    return _guards.get(key) or _guards.setdefault(key, Guard(backend))
+
+
+def forget_guards() -> None:
+    """Forget failures and what was logged."""
+    _guards.clear()
+
+
+def in_words(error: BaseException) -> str:
+    """Return what may be logged of the error: the text of many contains a header or a URL."""
+    name, words = type(error).__name__, ""
+    if isinstance(error, NotSent):
+        return str(error).rstrip(".")
+    if isinstance(error, OSError):
+        words = error.strerror if isinstance(error.strerror, str) else ""
+    return f"{name}: {words}" if words else name
