@@ -97,11 +97,14 @@ class StormTestCase(ProcessTestCase):
         """Kill a runner's process, wherever it is, and count what it had in hand."""
         os.kill(pid, signal.SIGSTOP)
         # Of a process that stands still nothing more comes, and nobody misses it yet.
-        names = Worker.objects.filter(pid=pid).values_list("worker_id", flat=True)
-        running = ScheduledTask.objects.filter(status="RUNNING", worker_id__in=list(names))
-        self.in_flight += running.count()
+        self.in_flight += self.in_hand(pid)
         os.kill(pid, signal.SIGKILL)
         self.kills += 1
+
+    def in_hand(self, pid: int) -> int:
+        """Return how many rows are RUNNING in the name of that process."""
+        names = Worker.objects.filter(pid=pid).values_list("worker_id", flat=True)
+        return ScheduledTask.objects.filter(status="RUNNING", worker_id__in=list(names)).count()
 
     def said(self) -> str:
         """Return the last words of all runners."""
