@@ -62,6 +62,7 @@ __all__ = [
     "process_one",
     "process_tasks",
     "run_task",
+    "sweep",
     "task",
 ]
 
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     __version__: str
 
     from .inline import pending_count, process_one, process_tasks, run_task
+    from .sweeping import sweep
 
 
 def __getattr__(name: str) -> Any:
@@ -81,4 +83,8 @@ def __getattr__(name: str) -> Any:
         from . import inline
 
         return getattr(inline, name)
+    if name == "sweep":
+        from . import sweeping
+
+        return sweeping.sweep
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,7 +21,7 @@ from .schedule.periodic import ScheduleEntry, decorated
 from .schedule.rules import Schedule
 from .store import periodic, pk_text
 
-# A tick that is fired later than this was missed.
+# A tick that is fired later than this was missed, where somebody looks all the time.
 GRACE = timedelta(seconds=10)
 # The most missed ticks of one schedule that are run.
 MAX_MISSED = 100
@@ -72,14 +72,17 @@ def check_call(backend: DatabaseBackend, entry: ScheduleEntry, args: Any, kwargs
 
 
 def due_ticks(
-    schedule: Schedule, row: PeriodicTask, now: datetime
+    schedule: Schedule, row: PeriodicTask, now: datetime, grace: timedelta = GRACE
 ) -> tuple[list[datetime], datetime | None]:
-    """Return the ticks to fire now, in order, and the last of those to skip, or None."""
+    """Return the ticks to fire now, in order, and the last of those to skip, or None.
+
+    A tick that is fired more than `grace` late was missed.
+    """
     most = MAX_MISSED if row.missed == PeriodicTask.Missed.ALL and row.overlap else 1
     # One more than are run, to know whether there are others.
     due = [row.next_tick, *schedule.latest(row.next_tick, now, most + 1)]
     ticks, rest = due[-most:], due[:-most]
-    if row.missed == PeriodicTask.Missed.SKIP and now - ticks[-1] > GRACE:
+    if row.missed == PeriodicTask.Missed.SKIP and now - ticks[-1] > grace:
         return [], ticks[-1]
     return ticks, rest[-1] if rest else None
 

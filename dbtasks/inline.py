@@ -3,36 +3,39 @@
 Owns ``process_one()`` and the functions beside it, for cron jobs, serverless functions and tests.
 Never runs a task in another thread, except one that a running task waits for, and never waits for
 work, except for rows of workers that look lost. Never runs a task inside a caller's
-transaction, except the one that a TestCase opens around each test. Never interrupts a task: at its
-timeout only `context.should_stop` becomes True.
+transaction, except the one that a TestCase opens around each test. Never interrupts a task, unless
+its Door allows it: at a timeout only `context.should_stop` becomes True.
 """
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextvars import Context, copy_context
+from dataclasses import dataclass
 from typing import Any, Self
 from uuid import UUID
 
-from django.db import DatabaseError, connections, transaction
+from django.db import connections
 from django.tasks import TaskResultStatus
+from django.tasks.exceptions import TaskResultDoesNotExist
 from django.utils import timezone
 
 from . import rescue, stats, store, wakeup
 from .backend import check_backend
 from .base import payload
-from .base.result import TaskResult, make_errors, make_result
-from .db.connections import leave_clean, roll_back_open
-from .exceptions import TaskCancelled, TaskNotDue, TaskNotFound
+from .base.result import FAILED, READY, TaskResult, make_errors, make_result
+from .db.isolation import isolated, refuse_transaction
+from .exceptions import TaskNotDue, TaskNotFound
 from .execution.attempt import Attempt
-from .execution.outcomes import CANCELLED
-from .execution.running import run
+from .execution.bounds import Bounds
 from .execution.settling import Ended, settle_now
 from .liveness.beat import alive
 from .liveness.identity import make_worker_id
 from .liveness.silence import SilentWorkers
-from .models import ScheduledTask
+from .models import Hold, ScheduledTask
 from .store import Claim, Outcome
+from .store.rows import QUARANTINE_AFTER
 
 logger = logging.getLogger("dbtasks.inline")
 
@@ -97,13 +100,15 @@ def run_task(id: str | UUID, allow_retry: bool = False, backend: str = "default"
     FAILED row is run again. Apart from that it behaves as process_one() does.
     """
     with Inline(backend) as inline:
-        result = inline.backend.get_result(str(id))
-        key = UUID(result.id)
-        if allow_retry and result.status == TaskResultStatus.FAILED:
-            store.retry(inline.db, [key])
-        claim = inline.claim_one(key)
+        row = inline.find(id)
+        if row is not None and allow_retry and row.status == FAILED:
+            store.retry(inline.db, [row.pk])
+            row = inline.find(id)
+        if row is None:
+            raise TaskResultDoesNotExist(str(id))
+        claim = inline.claim_found(row)
         if claim is None:
-            raise TaskNotDue(_why_not(inline.backend.get_result(result.id)))
+            raise TaskNotDue(_why_not(inline.backend.get_result(str(row.pk))))
         if done := inline.result(claim):
             return done
         raise TaskNotFound(f"This process does not know {claim.task_path!r}; its row waits.")
@@ -143,6 +148,29 @@ def _why_not(result: TaskResult) -> str:
     return f"Task {result.id} {why}"
 
 
+class Crowded(Exception):
+    """Raised by Door.alone() if other tasks run and do not end soon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What a way into the process allows the tasks that it runs.
+
+    The default is what process_one() does.
+    """
+
+    # Returns a context manager in which nothing else runs, for a quarantined row. It is entered
+    # before the row is claimed. It may raise Crowded: then the row is left READY.
+    alone: Callable[[], AbstractContextManager[Any]] = nullcontext
+    # When the caller's time is over, on the monotonic clock. Ten seconds before that, a running
+    # task is asked to end as by a runner that stops. None is never.
+    deadline: float | None = None
+    # Whether a task is interrupted at its timeout, and when it is cancelled.
+    interrupts: bool = False
+    # Whether tasks start without the caller's context variables, such as language and time zone.
+    fresh_context: bool = False
+
+
 class Inline:
     """Claims and runs rows of one backend, one at a time, in the thread that calls it.
 
@@ -153,16 +181,20 @@ class Inline:
     a DatabaseBackend.
     """
 
-    def __init__(self, alias: str) -> None:
+    def __init__(self, alias: str, door: Door | None = None) -> None:
+        self.door = door or Door()
         self.backend = check_backend(alias)
-        _refuse_transaction()
+        refuse_transaction()
         self.db = self.backend.database
         self.context = self.backend.context(make_worker_id())
         timeout = self.backend.config.worker_timeout
-        self._silent = SilentWorkers(self.db, self.backend.alias, timeout)
+        self.silent = SilentWorkers(self.db, self.backend.alias, timeout)
         # What ends with the block; whether there is a block; whether this is a live worker.
         self._life = ExitStack()
         self._has_life = self._is_known = False
+        self._bounds = Bounds(self.door.deadline, interrupts=self.door.interrupts)
+        # What holds others back while a quarantined row runs.
+        self._alone = ExitStack()
         # The attempt that runs now.
         self._attempt: Attempt | None = None
 
@@ -171,6 +203,8 @@ class Inline:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._alone.close()
+        self._bounds.close()
         self._life.close()
 
     def _join(self) -> None:
@@ -184,7 +218,7 @@ class Inline:
         """Ask the running task to end if it is one of those. Runs in the thread of the beat."""
         attempt = self._attempt
         if attempt is not None and (attempt.claim.id, attempt.claim.fence) in claims:
-            attempt.ask(TaskCancelled(CANCELLED))
+            self._bounds.cancel(attempt)
 
     def claim(self, queue_name: str | None = None) -> Claim | None:
         """Claim the first due row; return None if nothing is due. Promotes scheduled rows first."""
@@ -197,8 +231,12 @@ class Inline:
         claims = store.claim(*who, 1, queues, registered=self._is_known)
         if claims:
             return claims[0]
-        # A quarantined row runs alone, as every row does here.
-        return store.claim_quarantined(*who, queues, registered=self._is_known)
+        with ExitStack() as stack:
+            stack.enter_context(self.door.alone())
+            claim = store.claim_quarantined(*who, queues, registered=self._is_known)
+            if claim is not None:
+                self._alone = stack.pop_all()
+        return claim
 
     def claim_rescued(self, queue_name: str | None = None) -> Claim | None:
         """Claim the first row that is due once rows of lost workers are rescued; None if none is.
@@ -206,18 +244,54 @@ class Inline:
         Waits while a worker looks lost, and does nothing inside the transaction of a TestCase.
         """
         while not connections[self.db].in_atomic_block:
-            if self._silent.check(self.context.worker_id):
-                while rows := rescue.rescue(self.backend):
-                    for row in rows:
-                        logger.warning(
-                            "%s %s of %s was rescued", row.task_path, row.pk, row.worker_id
-                        )
-                if claim := self.claim(queue_name):
-                    return claim
-            if not self._silent:
+            if self.rescue() and (claim := self.claim(queue_name)):
+                return claim
+            if not self.silent:
                 break
-            time.sleep(self._silent.interval)
+            time.sleep(self.silent.interval)
         return None
+
+    def rescue(self) -> list[ScheduledTask]:
+        """Check all other workers, and rescue the rows of those that are lost; return those rows.
+
+        They are as they were before. Who only looks lost is in `silent` then, to be checked again.
+        """
+        rescued: list[ScheduledTask] = []
+        if self.silent.check(self.context.worker_id):
+            while rows := rescue.rescue(self.backend):
+                rescued += rows
+                for row in rows:
+                    logger.warning("%s %s of %s was rescued", row.task_path, row.pk, row.worker_id)
+        return rescued
+
+    def find(self, id: str | UUID) -> ScheduledTask | None:
+        """Return the row with that id; None if the backend has none, or the id is malformed."""
+        try:
+            key = UUID(str(id))
+        except ValueError:
+            return None
+        rows = ScheduledTask.objects.using(self.db).filter(backend=self.backend.alias)
+        return rows.filter(pk=key).first()
+
+    def claim_found(self, row: ScheduledTask) -> Claim | None:
+        """Claim a row that was just found; return None if it is not due.
+
+        If the row as found says so already, this costs one statement at most.
+        """
+        if row.status != READY or row.hold == Hold.IMMEDIATE:
+            return None
+        if row.hold == Hold.SCHEDULED:
+            if row.run_after is not None and row.run_after > store.now(self.db):
+                return None
+            self._promote()
+        self._join()
+        with ExitStack() as stack:
+            if row.lost >= QUARANTINE_AFTER:
+                stack.enter_context(self.door.alone())
+            claim = store.claim_one(self.db, self.backend.alias, self.context.worker_id, row.pk)
+            if claim is not None:
+                self._alone = stack.pop_all()
+        return claim
 
     def claim_one(self, id: UUID) -> Claim | None:
         """Claim the row with that id; return None if it is not due."""
@@ -249,11 +323,18 @@ class Inline:
 
         The row is always settled. After Ctrl-C it is READY again, and KeyboardInterrupt is raised.
         """
-        self._attempt = attempt = Attempt(self.context, claim)
+        alone, self._alone = self._alone, ExitStack()
+        with alone:
+            return self._run(claim)
+
+    def _run(self, claim: Claim) -> Ended:
+        self._attempt = attempt = self._bounds.attempt(self.context, claim)
+        # The attempt runs in a copy of it.
+        context = Context() if self.door.fresh_context else copy_context()
         outcome: Outcome | None = None
         try:
-            with _alone(claim.task_path):
-                outcome = run(attempt)
+            with isolated(claim.task_path):
+                outcome = context.run(self._bounds.run, attempt)
         finally:
             self._attempt = None
             if outcome is None or attempt.interrupted:
@@ -274,53 +355,3 @@ def result_of(attempt: Attempt, outcome: Outcome) -> TaskResult:
         "_return_value": payload.load(outcome.return_value) if outcome.return_value else None,
     }
     return make_result(attempt.describe() | ended)
-
-
-def _refuse_transaction() -> None:
-    """Raise RuntimeError if a transaction is open in this thread that no TestCase opened."""
-    for connection in _in_transaction():
-        if not connection.atomic_blocks[-1]._from_testcase:
-            raise RuntimeError(
-                f"Tasks cannot be run inside a transaction, and one is open on "
-                f"{connection.alias!r}: a claim must be committed before its task starts. Call "
-                "this outside of atomic(), and outside of views under ATOMIC_REQUESTS."
-            )
-
-
-def _in_transaction() -> list[Any]:
-    return [c for c in connections.all(initialized_only=True) if c.in_atomic_block]
-
-
-@contextmanager
-def _alone(task_path: str) -> Iterator[None]:
-    """Run the block as a runner would, with no transaction open in this thread afterwards."""
-    tested = _in_transaction()
-    try:
-        with ExitStack() as stack:
-            for connection in tested:
-                stack.enter_context(_as_if_autocommit(connection, task_path))
-            yield
-    finally:
-        if not tested:
-            leave_clean(task_path)
-
-
-@contextmanager
-def _as_if_autocommit(connection: Any, task_path: str) -> Iterator[None]:
-    """Run the block inside a TestCase's transaction as if there were none.
-
-    The task's on_commit callbacks run when it ends, because no commit follows. If a database error
-    breaks the transaction, only what the task wrote is rolled back, and the test goes on.
-    """
-    callbacks, depth = len(connection.run_on_commit), len(connection.atomic_blocks)
-    block = transaction.atomic(connection.alias)
-    # Marked like a TestCase's block, so that the task can use atomic(durable=True), or run tasks.
-    block._from_testcase = True
-    try:
-        with block:
-            yield
-            roll_back_open(connection, depth + 1, task_path)
-    except DatabaseError as error:
-        logger.debug("What %s wrote was undone: %s", task_path, error)
-    while len(connection.run_on_commit) > callbacks:
-        connection.run_on_commit.pop(callbacks)[1]()

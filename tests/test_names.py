@@ -40,6 +40,8 @@ KEPT = {
     # A moment in time, not a driver's datetime.
     *((f"{name}.py", "moment") for name in ("schedule/rules", "schedule/zones", "admin/render")),
     *((f"{name}.py", "moment") for name in ("models/fields", "testing/assertions")),
+    # Attempts that are to be run again.
+    ("sweeping.py", "again"),
 }
 
 

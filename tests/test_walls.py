@@ -22,6 +22,7 @@ BEFORE_APPS = "tasks, and with them their backend, are imported before apps are 
 # Imports inside of functions, each with its reason.
 LAZY = {
     ("__init__", "inline"): "what runs tasks needs the models",
+    ("__init__", "sweeping"): "what runs tasks needs the models",
     ("__init__", "distribution"): "few ask for the version",
     ("apps", "checks"): "models cannot be imported before their app is ready",
     ("apps", "inline"): "models cannot be imported before their app is ready",

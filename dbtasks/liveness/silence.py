@@ -41,6 +41,10 @@ class SilentWorkers:
         """Return whether somebody was silent at the last check, so that another is needed."""
         return bool(self._seen)
 
+    def __contains__(self, worker_id: str) -> bool:
+        """Return whether that worker was silent at the last check."""
+        return worker_id in self._seen
+
     def check(self, worker_id: str) -> bool:
         """Check all workers but this one; return whether there may be rows to rescue."""
         at = time.monotonic()

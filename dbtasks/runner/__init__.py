@@ -2,8 +2,8 @@
 
 Owns the order of work from start to stop, and how much is claimed and when. Never writes SQL.
 
-Read in this order: prefetch, quarantine, event_loops, room, abandoned, deadlines, slots, ender,
-pool, outcome_writer, tally, purger, rescuer, scheduler, fetcher, rounds, watch, guard, ending, run,
+Read in this order: prefetch, quarantine, event_loops, room, abandoned, slots, ender, pool,
+outcome_writer, tally, purger, rescuer, scheduler, fetcher, rounds, watch, guard, ending, run,
 runner.
 """
 

@@ -8,10 +8,9 @@ import threading
 import time
 from collections.abc import Callable
 
+from ..execution.deadlines import HUNG_AFTER
 from .event_loops import Loops
 
-# Seconds that something must hang to count. A task that only ends late harms nobody.
-HUNG_AFTER = 10.0
 # A runner is exhausted when as many threads hang as it has, or as many coroutines as it may run at
 # once, but at least this many.
 MIN_HUNG = 4

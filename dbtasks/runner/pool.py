@@ -18,11 +18,11 @@ from ..db.full_servers import wait_in_this_thread
 from ..events import STARTED, Events
 from ..exceptions import TaskReleased
 from ..execution.attempt import Attempt, WorkerContext
+from ..execution.deadlines import Deadlines
 from ..execution.running import arun, run
 from ..options.runner import RunnerOptions, default_coroutines
 from ..store import Claim, Outcome
 from .abandoned import Abandoned
-from .deadlines import Deadlines
 from .ender import Ender
 from .event_loops import Loops
 from .room import Room

@@ -54,9 +54,14 @@ class Purger(RoundService):
         """Say once that rows are kept because other tables point to them."""
         if not self._has_told:
             self._has_told = True
-            logger.warning(
-                "%d expired rows of %r were not purged, because a foreign key of another table "
-                "points to them. Such rows are tried again once a day.",
-                count,
-                self._backend,
-            )
+            warn_of_protected(self._backend, count)
+
+
+def warn_of_protected(backend: str, count: int) -> None:
+    """Log that rows are kept because other tables point to them."""
+    logger.warning(
+        "%d expired rows of %r were not purged, because a foreign key of another table points to "
+        "them. Such rows are tried again once a day.",
+        count,
+        backend,
+    )

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -20,7 +20,7 @@ from ..backend import DatabaseBackend
 from ..db.connections import leave_clean
 from ..db.service import OUTAGE, Pauses, RoundService
 from ..db.timeouts import call_timeout
-from ..firing import due_ticks, entries_of, entry_of, make, problems
+from ..firing import GRACE, due_ticks, entries_of, entry_of, make, problems
 from ..models import PeriodicTask
 from ..schedule.periodic import ScheduleEntry
 from ..store import periodic
@@ -59,6 +59,9 @@ class Scheduler(RoundService):
         self._backend = backend
         self._entries: Mapping[str, ScheduleEntry] = entries_of(backend)
         self._declared, self._seen_at = False, 0.0
+        self._grace = GRACE
+        # How many rows ticks have become, and whether the last peek showed a schedule.
+        self._fired, self._has_found = 0, False
         # By id of a schedule that could not be fired: when to try again, on the monotonic clock,
         # and how long to wait after that.
         self._broken: dict[int, float] = {}
@@ -82,6 +85,7 @@ class Scheduler(RoundService):
             found = periodic.peek(
                 self._db, self._backend.alias, self._entries, but=[*self._broken, *busy]
             )
+        self._has_found = found.now is not None
         wait = random.uniform(0.75, 1.0) * (IDLE_INTERVAL if found.now is None else LOOK_INTERVAL)
         if found.now is not None:
             for row in found.due:
@@ -107,10 +111,18 @@ class Scheduler(RoundService):
                 logger.error("%r is the key of a schedule made in the admin; rename one", taken)
         self._declared, self._seen_at = True, now
 
-    def catch_up(self) -> None:
-        """Fire the ticks that are due now, in this thread."""
+    def catch_up(self, grace: timedelta = GRACE) -> int:
+        """Fire the ticks that are due now, in this thread; return how many rows they became.
+
+        With missed="skip" a tick that is more than `grace` late is skipped.
+        """
+        self._grace, before = grace, self._fired
         while not self.round():
             pass
+        if self._entries and not self._has_found:
+            # All are paused, or the table was emptied since they were declared.
+            self._declared = False
+        return self._fired - before
 
     def _try(self, row: PeriodicTask, now: datetime) -> None:
         """Fire the due ticks of one schedule. An error in it must not stop the others."""
@@ -134,7 +146,7 @@ class Scheduler(RoundService):
     def _make(self, row: PeriodicTask, now: datetime) -> "Making":
         """Begin to make the rows of the schedule's due ticks."""
         schedule = row.schedule
-        ticks, skipped = due_ticks(schedule, row, now)
+        ticks, skipped = due_ticks(schedule, row, now, self._grace)
         entry = self._entries[row.key] if row.origin == periodic.SETTINGS else entry_of(row)
         making = Making(self._backend, entry, ticks, _state(row), on_end=self._wakeup.set)
         making.skipped, making.next_tick = skipped, schedule.next(now)
@@ -160,6 +172,7 @@ class Scheduler(RoundService):
             )
         elif making.skipped is not None:
             logger.warning("%s skipped what it missed up to %s", row.key, making.skipped)
+        self._fired += len(fired.ticks)
         written = {tick.row.id for tick in fired.ticks}
         fresh = [(new, result) for _, new, result in made if new.id in written]
         with call_timeout(connections[self._db]):

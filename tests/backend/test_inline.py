@@ -22,7 +22,7 @@ from django.utils import timezone
 import dbtasks
 from dbtasks import inline, store
 from dbtasks.exceptions import RunnerError, TaskNotDue
-from dbtasks.execution import settling
+from dbtasks.execution import bounds, settling
 from dbtasks.models import ScheduledTask, Worker
 
 from .. import tasks
@@ -331,7 +331,7 @@ class InterruptTests(TransactionTestCase):
         """A receiver, or our own code, may be where it hits."""
         result = tasks.add.enqueue(1, 2)
         with (
-            mock.patch.object(inline, "run", side_effect=KeyboardInterrupt),
+            mock.patch.object(bounds, "run", side_effect=KeyboardInterrupt),
             self.assertRaises(KeyboardInterrupt),
         ):
             dbtasks.process_one()

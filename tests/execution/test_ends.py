@@ -14,11 +14,11 @@ from django.test import SimpleTestCase, TransactionTestCase, override_settings
 import dbtasks
 from dbtasks import Retry, Snooze, TaskInterrupted, process_one, store
 from dbtasks.base import policy
-from dbtasks.execution import outcomes
+from dbtasks.execution import deadlines, outcomes
 from dbtasks.execution.attempt import Attempt
 from dbtasks.execution.interrupt import Interruptible
 from dbtasks.execution.running import run
-from dbtasks.runner import Runner, deadlines
+from dbtasks.runner import Runner
 
 from .. import tasks as plain
 from ..support import tasks

@@ -20,10 +20,10 @@ from django.test import SimpleTestCase, TransactionTestCase, override_settings
 import dbtasks
 from dbtasks import TaskContext, TaskInterrupted, TaskTimeout, options, process_one
 from dbtasks.execution.attempt import Attempt
+from dbtasks.execution.deadlines import Deadlines
 from dbtasks.execution.interrupt import Interruptible
 from dbtasks.execution.running import run
 from dbtasks.models import ScheduledTask
-from dbtasks.runner.deadlines import Deadlines
 from dbtasks.testing import RunnerTestCase
 
 from ..support import tasks

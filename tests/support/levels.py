@@ -28,6 +28,8 @@ LEVELS = {
     "inline": 10,
     "runner": 10,
     "checks": 10,
+    "sweeping": 11,
+    "hinted": 11,
     "admin": 11,
     "console": 11,
     "testing": 11,

@@ -14,9 +14,8 @@ from functools import partial
 
 from ..db.service import Activity
 from ..exceptions import TaskCancelled
-from ..execution.attempt import Attempt
-from ..execution.outcomes import CANCELLED
-from .abandoned import HUNG_AFTER
+from .attempt import Attempt
+from .outcomes import CANCELLED
 
 logger = logging.getLogger("dbtasks.runner")
 
@@ -30,6 +29,8 @@ CLEAN_UP_GRACE = 1.0
 POSTPONED = 0.005
 # How often a step that raises something is tried.
 MAX_FAILURES = 10
+# Seconds that something abandoned must hang to count. A task that only ends late harms nobody.
+HUNG_AFTER = 10.0
 # A step returns the seconds until the next step and that step, or None after the last one.
 Step = Callable[[Attempt], "tuple[float, Step] | None"]
 

@@ -1,0 +1,1 @@
+"""Tests of sweeps and of hinted rows, for hosts where no runner lives."""
