@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from typing import Any
 
 from django.conf import settings
@@ -27,6 +28,7 @@ from .options.runner import OWN_CONNECTIONS, default_workers
 from .schedule import cron
 from .schedule.periodic import declared
 from .store import SUPPORTED
+from .wakeup import can_wake
 
 # The keys of a backend in TASKS.
 KEYS = ("BACKEND", "QUEUES", "OPTIONS")
@@ -45,6 +47,7 @@ def check_backends(**kwargs: Any) -> list[CheckMessage]:
             found += _check_database(backend.database)
             found += _check_tasks(backend)
             found += _check_periodic(backend)
+            found += _check_waker(backend)
     return found
 
 
@@ -188,6 +191,28 @@ def _check_periodic(backend: DatabaseBackend) -> Iterator[CheckMessage]:
                 hint="Nothing to do if that is meant; SILENCED_SYSTEM_CHECKS takes the id.",
                 id="dbtasks.I001",
             )
+
+
+def _check_waker(backend: DatabaseBackend) -> Iterator[CheckMessage]:
+    """Yield what is wrong with the option `wakeup`."""
+    waker = backend.config.wakeup
+    if waker is None:
+        return
+    where = f"TASKS[{backend.alias!r}]['OPTIONS']['wakeup']"
+    if waker.package and find_spec(waker.package) is None:
+        yield Error(
+            f"{where} needs the package {waker.package!r}, which is not installed.",
+            hint=f"Run pip install 'dbtasks[{waker.extra}]'.",
+            id="dbtasks.E022",
+        )
+    yield from waker.check(backend.alias)
+    if can_wake(backend.database):
+        yield Warning(
+            f"{where} gains nothing: the database of {backend.alias!r} wakes runners itself.",
+            hint="Remove it. If a pooler that shares sessions stands before PostgreSQL, set "
+            "DISABLE_SERVER_SIDE_CURSORS to True, as Django needs it there.",
+            id="dbtasks.W026",
+        )
 
 
 def _check_database(db: str) -> Iterator[CheckMessage]:

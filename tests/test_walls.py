@@ -1,9 +1,13 @@
 """The walls of the package: who may import whom, how large a room may be, which names are gone."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +16,7 @@ from django.test import SimpleTestCase
 import dbtasks
 
 from .support.levels import LEVELS
+from .support.projects import SETTINGS, run_in_project
 
 PACKAGE = Path(dbtasks.__file__).parent
 
@@ -363,6 +368,55 @@ class WallsBiteTests(SimpleTestCase):
         text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .high import x"
 
         self.assertEqual([], faults(self.package(low=text), self.LEVELS, {}))
+
+
+class ClientLibraryTests(SimpleTestCase):
+    """Nobody pays for a service that they do not use."""
+
+    SERVICES = ("contrib.aws", "contrib.cloudtasks", "contrib.http", "contrib.redis")
+    # Settings make objects of what is in these, while no app is loaded.
+    IN_SETTINGS = ("push", "waker", *SERVICES)
+    SAY = """
+import sys
+libraries = {"boto3", "botocore", "google", "redis", "requests"}
+print(*sorted(libraries & {name.partition(".")[0] for name in sys.modules}))
+"""
+
+    def test_the_package_imports_no_client_library(self):
+        """Not one of its modules does, whether it is used or not."""
+        # These need a server that is not installed, or that imports them itself.
+        servers = r"migrations|pytest_plugin|contrib\.(mule|serve)"
+        names = sorted(name_of(path, PACKAGE) for path in PACKAGE.rglob("*.py"))
+        modules = [name for name in names if name[0] != "_" and not re.match(servers, name)]
+        code = f"""
+import django, importlib
+django.setup()
+for name in {modules}:
+    importlib.import_module(f"dbtasks.{{name}}")
+"""
+        environment = {"DJANGO_SETTINGS_MODULE": "tests.settings"}
+        done = subprocess.run(
+            [sys.executable, "-c", code + self.SAY],
+            cwd=PACKAGE.parent,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+        )
+
+        self.assertGreater(len(modules), 100)
+        self.assertEqual(("", ""), (done.stderr, done.stdout.strip()))
+
+    def test_what_settings_import_needs_no_apps(self):
+        """Services are made there, and their libraries are imported by the first hint."""
+        lines = [
+            f"import dbtasks.{name}" for name in self.IN_SETTINGS if find_spec(f"dbtasks.{name}")
+        ]
+        settings = "\n".join([SETTINGS, *lines])
+        done = run_in_project(
+            {"../settings.py": settings}, "-c", "import django\ndjango.setup()" + self.SAY
+        )
+
+        self.assertEqual(("", ""), (done.stderr, done.stdout.strip()))
 
 
 class SizeTests(SimpleTestCase):

@@ -21,6 +21,7 @@ from ..push import Push
 from ..schedule.duration import Duration, duration_or_zero
 from ..schedule.periodic import ScheduleEntry
 from ..schedule.periodic import read as read_periodic
+from ..waker import Waker
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,8 @@ class Options:
     max_payload: int = 262_144
     # The service that hints about due rows are sent to, for hosts without a runner.
     push: Push | None = None
+    # The service that wakes runners in other processes, instead of the database's own way.
+    wakeup: Waker | None = None
     # Words in names whose values the admin masks in arguments and results.
     mask: tuple[str, ...] = (
         *("password", "passwd", "pwd", "pass", "passphrase", "passcode", "pin", "otp"),
@@ -152,6 +155,17 @@ def _push(value: Any) -> Push | None:
     )
 
 
+def _waker(value: Any) -> Waker | None:
+    if value is None or isinstance(value, Waker):
+        return value
+    if isinstance(value, type):
+        raise ValueError(f"{value.__name__} is a class. Use an object: {value.__name__}(…).")
+    raise ValueError(
+        f"a value of type {type(value).__name__} is not a waker. Use an object such as "
+        "dbtasks.contrib.redis.Redis('redis://127.0.0.1:6379'), or None."
+    )
+
+
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "immediate": _flag,
     "signals": _flag,
@@ -169,6 +183,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "task_modules": _names,
     "max_payload": _size,
     "push": _push,
+    "wakeup": _waker,
     "mask": _names,
 }
 

@@ -1,4 +1,4 @@
-"""Wakes runners when rows become due: in this process, and elsewhere by PostgreSQL's NOTIFY.
+"""Wakes runners when rows become due: in this process, and elsewhere by NOTIFY or a waker.
 
 Owns became_due(), and how often other processes are notified. Never waits for a listener.
 """
@@ -14,6 +14,8 @@ from django.db import DatabaseError, InterfaceError, connections
 from django.dispatch import Signal
 
 from ..store import Place
+from ..waker import waker_of
+from .publishing import publish
 
 logger = logging.getLogger("dbtasks.wakeup")
 
@@ -71,10 +73,14 @@ def hint(db: str, backend: str) -> tuple[str, str] | None:
     Inside the transaction NOTIFY would hold up every other commit that notifies, and a full
     notification queue would make the caller's commit fail.
     """
-    if connections[db].vendor != "postgresql":
+    if connections[db].vendor != "postgresql" or waker_of(backend) is not None:
         return None
-    is_recent = time.monotonic() - _notified.get(backend, -NOTIFY_INTERVAL) < NOTIFY_INTERVAL
-    return None if is_recent else (CHANNEL, backend)
+    return None if _is_recent(backend) else (CHANNEL, backend)
+
+
+def _is_recent(backend: str) -> bool:
+    """Return whether other processes were notified a moment ago, and will claim once more."""
+    return time.monotonic() - _notified.get(backend, -NOTIFY_INTERVAL) < NOTIFY_INTERVAL
 
 
 def became_due(
@@ -96,7 +102,14 @@ def became_due(
             wakeable.wake()
     if rows_due.receivers:
         rows_due.send_robust(sender=None, backend=backend, places=tuple(places))
-    if only_here or (words := hint(db, backend)) is None:
+    if only_here:
+        return
+    if (waker := waker_of(backend)) is not None:
+        if not _is_recent(backend):
+            _notified[backend] = time.monotonic()
+            publish(waker, backend)
+        return
+    if (words := hint(db, backend)) is None:
         return
     _notified[backend] = time.monotonic()
     if is_notified:

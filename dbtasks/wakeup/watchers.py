@@ -1,7 +1,7 @@
 """Threads that learn of rows that other processes enqueue.
 
-Owns the thread that watches a SQLite file, and the one that listens to PostgreSQL's NOTIFY. Never
-claims anything: a watcher wakes a runner, which polls as well.
+Owns the threads that watch a SQLite file, listen to PostgreSQL's NOTIFY, or to the service of the
+option `wakeup`. Never claims anything: a watcher wakes a runner, which polls as well.
 """
 
 import logging
@@ -21,6 +21,7 @@ from ..db.connections import discard_all
 from ..db.service import Pauses, Service
 from ..db.timeouts import BEAT_TIMEOUT, bounded_connect, call_timeout, keepalives
 from ..store.workers import SESSIONS, session_key
+from ..waker import Waker, waker_of
 from .inotify import Writes
 from .notify import CHANNEL, NOTIFY_INTERVAL, Wakeable
 
@@ -39,6 +40,8 @@ FIRST_LOOK = 0.0005
 SILENCE = 1.0
 # Seconds of silence after which a listening connection is tested.
 CHECK_INTERVAL = 10.0
+# Seconds that a listener of a service waits at a time, and so the longest that stopping it takes.
+HEAR_INTERVAL = 0.5
 
 
 # It takes no descriptor of its own. Windows has select() only.
@@ -47,12 +50,26 @@ Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 def watchers_of(db: str, backend: str, wakeable: Wakeable) -> list["Watcher"]:
     """Return the watchers, not yet started, that wake it when other processes write, or []."""
+    if (waker := waker_of(backend)) is not None:
+        return [ServiceListener(waker, db, backend, wakeable)]
+    if not can_wake(db, through_pooler=True):
+        return []
+    kind = FileWatcher if connections[db].vendor == "sqlite" else Listener
+    return [kind(db, backend, wakeable)]
+
+
+def can_wake(db: str, *, through_pooler: bool = False) -> bool:
+    """Return whether that database tells runners of commits of other processes.
+
+    The settings of one behind a pooler that shares sessions say so; `through_pooler` ignores that.
+    Opens no connection.
+    """
     connection: Any = connections[db]
-    if connection.vendor == "sqlite" and not connection.is_in_memory_db():
-        return [FileWatcher(db, backend, wakeable)]
-    if connection.vendor == "postgresql" and hasattr(connection.Database, "pq"):
-        return [Listener(db, backend, wakeable)]
-    return []
+    if connection.vendor == "sqlite":
+        return not connection.is_in_memory_db()
+    if connection.vendor != "postgresql" or not hasattr(connection.Database, "pq"):
+        return False
+    return through_pooler or not connection.settings_dict["DISABLE_SERVER_SIDE_CURSORS"]
 
 
 class Watcher(Service):
@@ -258,3 +275,27 @@ class Listener(Watcher):
     def _on_note(self, backend: str) -> None:
         if backend == self._backend:
             self._wakeable.wake(recheck_after=NOTIFY_INTERVAL * 1.2)
+
+
+class ServiceListener(Watcher):
+    """Listens to the service of the option `wakeup`.
+
+    It is never healthy, so polls are no rarer: a process that cannot reach the service writes rows
+    all the same.
+    """
+
+    def __init__(self, waker: Waker, db: str, backend: str, wakeable: Wakeable) -> None:
+        super().__init__(db, backend, wakeable)
+        self._service = waker
+
+    def watch(self) -> bool:
+        with self._service.listen(self._backend) as hears:
+            # Nobody heard of rows that were enqueued before.
+            self._wakeable.wake()
+            while not self._stopping.is_set():
+                self.activity.rest()
+                is_woken = hears(HEAR_INTERVAL)
+                self.activity.step()
+                if is_woken:
+                    self._wakeable.wake(recheck_after=NOTIFY_INTERVAL * 1.2)
+        return True

@@ -8,6 +8,7 @@ LEVELS = {
     "db": 0,
     "events": 0,
     "push": 1,
+    "waker": 1,
     "schedule": 1,
     "base": 2,
     "options": 3,
