@@ -6,7 +6,7 @@ loaded its apps.
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -26,7 +26,6 @@ from .base.lengths import MAX_PATH, MAX_QUEUE
 from .base.result import TaskResult
 from .base.stored import policy_without_task
 from .base.task import Task
-from .db.connections import after_commit
 from .exceptions import PolicyUnreadable, RunnerError
 
 if TYPE_CHECKING:
@@ -179,7 +178,7 @@ class DatabaseBackend(BaseTaskBackend):
         results: Iterable[TaskResult],
         is_notified: bool = False,
     ) -> None:
-        """Send task_enqueued for rows that were written, and wake runners after the commit.
+        """Send task_enqueued for rows that were written, and announce them after the commit.
 
         With `is_notified` other processes have been notified already.
         """
@@ -190,20 +189,15 @@ class DatabaseBackend(BaseTaskBackend):
                 task_enqueued.send_robust(sender=type(self), task_result=result)
         if not self.config.immediate:
             self.rows_due(
-                (
-                    Place(row.queue_name, row.priority, row.id)
-                    for row in rows
-                    if row.run_after is None or row.run_after <= row.enqueued_at
-                ),
+                (Place(row.queue_name, row.priority, row.id, _due_later(row)) for row in rows),
                 is_notified,
             )
 
     def rows_due(self, places: Iterable["Place"], is_notified: bool = False) -> None:
-        """Wake runners after the commit, because rows of this backend became due."""
+        """Wake runners and send hints after the commit: rows are due, or will be due later."""
         from . import wakeup
 
-        db, alias = self.database, self.alias
-        after_commit(db, lambda: wakeup.became_due(db, alias, places, is_notified=is_notified))
+        wakeup.announce(self.database, self.alias, places, is_notified)
 
     def context(self, worker_id: str) -> "WorkerContext":
         """Return what the attempts of a worker of this backend share."""
@@ -309,6 +303,12 @@ class DatabaseBackend(BaseTaskBackend):
         wrong = options.problems(self.alias, self.options)
         found = [checks.Error(sentence, id="dbtasks.E002") for sentence in wrong]
         return distribution.problems(self.alias) + found
+
+
+def _due_later(row: "NewTask") -> datetime | None:
+    """Return when the row will be due; None if it is due when it is written."""
+    is_due = row.run_after is None or row.run_after <= row.enqueued_at
+    return None if is_due else row.run_after
 
 
 # Which backends in TASKS are ours

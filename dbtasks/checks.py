@@ -4,6 +4,7 @@ Owns the checks that look beyond a backend's own OPTIONS, at databases, queues a
 opens a connection, so ``manage.py check`` works while the database is away.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields
 from difflib import get_close_matches
@@ -48,6 +49,7 @@ def check_backends(**kwargs: Any) -> list[CheckMessage]:
             found += _check_tasks(backend)
             found += _check_periodic(backend)
             found += _check_waker(backend)
+            found += _check_push(backend)
     return found
 
 
@@ -199,7 +201,7 @@ def _check_waker(backend: DatabaseBackend) -> Iterator[CheckMessage]:
     if waker is None:
         return
     where = f"TASKS[{backend.alias!r}]['OPTIONS']['wakeup']"
-    if waker.package and find_spec(waker.package) is None:
+    if waker.package and not _is_installed(waker.package):
         yield Error(
             f"{where} needs the package {waker.package!r}, which is not installed.",
             hint=f"Run pip install 'dbtasks[{waker.extra}]'.",
@@ -213,6 +215,57 @@ def _check_waker(backend: DatabaseBackend) -> Iterator[CheckMessage]:
             "DISABLE_SERVER_SIDE_CURSORS to True, as Django needs it there.",
             id="dbtasks.W026",
         )
+
+
+def _check_push(backend: DatabaseBackend) -> Iterator[CheckMessage]:
+    """Yield what is wrong with the push. Modules of tasks must have been imported."""
+    where, push = f"TASKS[{backend.alias!r}]['OPTIONS']", backend.config.push
+    if push is None:
+        return
+    if backend.config.immediate:
+        yield Error(
+            f"{where} has 'immediate' and 'push': tasks run inside enqueue(), so there is nothing "
+            "to send hints about.",
+            hint="Remove one of them.",
+            id="dbtasks.E021",
+        )
+        return
+    if push.package and not _is_installed(push.package):
+        yield Error(
+            f"{where}['push'] needs the package {push.package!r}, which is not installed.",
+            hint=f"Run pip install 'dbtasks[{push.extra}]'." if push.extra else "Install it.",
+            id="dbtasks.E022",
+        )
+        return
+    if push.deadline is not None:
+        yield from _check_deadline(backend, where, push.deadline)
+    yield from push.check(backend.alias)
+
+
+def _check_deadline(
+    backend: DatabaseBackend, where: str, deadline: float
+) -> Iterator[CheckMessage]:
+    timeouts = {f"{where}['timeout']": backend.config.timeout}
+    for task in registry.registered():
+        if task.backend == backend.alias:
+            timeouts[f"The timeout of {task.module_path!r}"] = getattr(task, "timeout", None)
+    for name, timeout in timeouts.items():
+        if timeout is not None and deadline < timeout < math.inf:
+            yield Warning(
+                f"{name} is {timeout:g} seconds, but the service of {where}['push'] waits for an "
+                f"answer for {deadline:g} seconds. Then it sends the hint again, while the task "
+                "runs.",
+                hint="Lower the timeout, or raise the deadline of the push.",
+                id="dbtasks.W021",
+            )
+
+
+def _is_installed(module: str) -> bool:
+    """Return whether the module could be imported. Imports at most its parent packages."""
+    try:
+        return find_spec(module) is not None
+    except ImportError:
+        return False
 
 
 def _check_database(db: str) -> Iterator[CheckMessage]:

@@ -29,7 +29,7 @@ from .db.isolation import isolated, refuse_transaction
 from .exceptions import TaskNotDue, TaskNotFound
 from .execution.attempt import Attempt
 from .execution.bounds import Bounds
-from .execution.settling import Ended, settle_now
+from .execution.settling import Ended, ready_places, settle_now
 from .liveness.beat import alive
 from .liveness.identity import make_worker_id
 from .liveness.silence import SilentWorkers
@@ -340,6 +340,8 @@ class Inline:
             if outcome is None or attempt.interrupted:
                 outcome = attempt.release()
             outcome = settle_now(self.db, attempt, outcome)
+            if places := ready_places([(attempt, outcome)]):
+                wakeup.announce(self.db, self.backend.alias, places)
         if attempt.interrupted and attempt.error is not None:
             raise attempt.error
         return attempt, outcome

@@ -6,7 +6,6 @@ the commands and the backend share them. Never checks permissions.
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -15,7 +14,6 @@ from django.utils.translation import ngettext_lazy
 
 from . import store, wakeup
 from .base.result import READY
-from .db.connections import after_commit
 from .models import ScheduledTask, ScheduledTaskQuerySet
 from .store import Place
 
@@ -40,16 +38,23 @@ class Operation(NamedTuple):
     def apply(self, db: str, rows: Iterable[ScheduledTask], retain: Retain) -> int:
         """Move those of the rows that can be moved; return how many there were.
 
-        Joins the caller's transaction. Runners are woken after its commit.
+        Joins the caller's transaction. Runners are woken, and hints sent, after its commit.
         """
         rows = list(rows)
         moved = self.move(db, [row.pk for row in rows], retain)
         if moved and self.makes_due:
             for alias in {row.backend for row in rows}:
                 own = [row for row in rows if row.backend == alias]
-                places = [Place(row.queue_name, row.priority, row.pk) for row in own]
-                after_commit(db, partial(wakeup.became_due, db, alias, places))
+                wakeup.announce(db, alias, _places(db, alias, own))
         return moved
+
+
+def _places(db: str, alias: str, rows: list[ScheduledTask]) -> list[Place]:
+    """Return the places of the rows. With a push, of those that are READY, to send few hints."""
+    if wakeup.push_of(alias) is not None:
+        ids = [row.pk for row in rows]
+        rows = list(ScheduledTask.objects.using(db).filter(pk__in=ids, status=READY))
+    return [Place(row.queue_name, row.priority, row.pk, attempt=row.attempt) for row in rows]
 
 
 def expired(rows: ScheduledTaskQuerySet) -> ScheduledTaskQuerySet:

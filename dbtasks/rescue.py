@@ -35,7 +35,7 @@ def rescue(backend: DatabaseBackend) -> list[ScheduledTask]:
     written = store.settle(db, ends)
     rescued = [(row, end) for row, end in zip(rows, ends, strict=True) if end.id in written]
     backend.rows_due(
-        store.Place(row.queue_name, row.priority, end.id)
+        store.Place(row.queue_name, row.priority, end.id, attempt=end.attempt)
         for row, end in rescued
         if end.status == READY
     )
@@ -79,7 +79,7 @@ def release_orphans(backend: DatabaseBackend, claims: Iterable[tuple[Any, int]])
         ends.append(outcome)
     written = store.settle(db, ends)
     backend.rows_due(
-        store.Place(claim.queue_name, claim.priority, claim.id)
+        store.Place(claim.queue_name, claim.priority, claim.id, attempt=claim.attempt - 1)
         for row, claim in found
         if claim.id in written and not row.cancel_requested
     )

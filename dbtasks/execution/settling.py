@@ -140,11 +140,20 @@ def unstorable(attempt: Attempt, outcome: Outcome) -> Ended:
     return attempt, outcomes.unstorable(outcome)
 
 
-def due_places(batch: Sequence[Ended]) -> list[Place]:
-    """Return the places of the rows in the batch that are due now."""
+def ready_places(batch: Sequence[Ended]) -> list[Place]:
+    """Return the places of the rows in the batch that are READY again, now or later."""
     return [
-        Place(attempt.claim.queue_name, attempt.claim.priority, attempt.claim.id)
+        Place(
+            attempt.claim.queue_name,
+            attempt.claim.priority,
+            attempt.claim.id,
+            None if _is_due(attempt, outcome) else outcome.run_after,
+            outcome.attempt,
+        )
         for attempt, outcome in batch
         if outcome.status == READY
-        and (outcome.run_after is None or outcome.run_after <= attempt.at(time.monotonic()))
     ]
+
+
+def _is_due(attempt: Attempt, outcome: Outcome) -> bool:
+    return outcome.run_after is None or bool(outcome.run_after <= attempt.at(time.monotonic()))

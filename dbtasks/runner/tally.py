@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from .. import metrics, wakeup
 from ..base.result import FAILED, READY, SUCCESSFUL
 from ..events import ENDED, Events
-from ..execution.settling import Ended, due_places
+from ..execution.settling import Ended, ready_places
 
 
 class Tally:
@@ -34,7 +34,7 @@ class Tally:
         if READY in statuses:
             # A free runner may start it now, or must know when it will be due.
             self._poll_now()
-            wakeup.became_due(self._db, self._backend, due_places(batch))
+            wakeup.became_due(self._db, self._backend, ready_places(batch))
             # Rows that never started are not published.
             batch = [one for one in batch if one[1].attempt == one[0].claim.attempt]
         self.failed += (failed := statuses.count(FAILED))

@@ -25,7 +25,7 @@ purging, workers, periodic, sources, importing.
 """
 
 from .claiming import claim, claim_one, claim_quarantined
-from .due import QueuePeek, peek, promote
+from .due import QueuePeek, peek, promote, waiting
 from .enqueueing import enqueue
 from .operations import cancel, cancel_requests, delete, request_cancel, retry, run_now
 from .probing import Trouble, probe
@@ -65,4 +65,5 @@ __all__ = [
     "settle",
     "standing",
     "to_datetime",
+    "waiting",
 ]

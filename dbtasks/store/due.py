@@ -96,6 +96,31 @@ def _first_of(heads: list[str]) -> str:
     return f"COALESCE({', '.join(heads)}, 0)"
 
 
+def waiting(db: str, backend: str, limit: int = 100) -> list[tuple[Place, float]]:
+    """Return the first due rows in the order of claims, and how many seconds each has been due.
+
+    At most `limit` of them, and of quarantined rows, which come after them in no order.
+    """
+    connection = connections[db]
+    sql = dialect(connection)
+    names = "queue_name, priority, id, attempt, enqueued_at, last_attempted_at, run_after"
+    select = f"SELECT {names}, {sql.now(connection)} FROM {TABLE} WHERE {{}} LIMIT {limit:d}"
+    (pick,), alone = due_rows(backend, None), quarantined_rows(backend, None)
+    rows = [
+        *sql.read(
+            connection, select.format(f"{pick.where} ORDER BY priority DESC, id"), pick.params
+        ),
+        *sql.read(connection, select.format(alone.where), alone.params),
+    ]
+    found = []
+    at: Any
+    for queue_name, priority, id, attempt, *times, now in rows:
+        *since, at = [to_datetime(db, value) for value in (*times, now)]
+        seconds = (at - max(filter(None, since))).total_seconds()
+        found.append((Place(queue_name, priority, id, None, attempt), seconds))
+    return found
+
+
 def promote(db: str, backend: str) -> list[Place]:
     """Remove the hold of up to 500 rows whose run_after has passed; return their places."""
 

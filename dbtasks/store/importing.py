@@ -27,9 +27,9 @@ MOVED = 200
 class Imported(NamedTuple):
     """What a batch has done."""
 
-    # How many rows go on here, and the places of those that are due.
+    # How many rows go on here, and the places of those that are due, now or later.
     moved: int
-    due: list[Place]
+    places: list[Place]
     # The ids of rows that stay, because their task path or queue name is too long for our table.
     too_long: list[str]
     # The last id that was read, after which the next batch begins; None if there was no row.
@@ -61,10 +61,10 @@ def import_batch(
             found = list(rows.select_for_update(skip_locked=skips)[:MOVED])
             tasks = {row.pk: source.read(row)._replace(backend=backend) for row in found}
             fitting = {pk: task for pk, task in tasks.items() if _fits(task)}
-            due = _insert(db, list(fitting.values()))
+            places = _insert(db, list(fitting.values()))
             rows.filter(pk__in=list(fitting))._raw_delete(source_db)
         too_long = [str(task.id) for task in tasks.values() if not _fits(task)]
-        return Imported(len(fitting), due, too_long, found[-1].pk if found else None)
+        return Imported(len(fitting), places, too_long, found[-1].pk if found else None)
 
     return unit_of_work(source_db, work)
 
@@ -80,7 +80,7 @@ def _fits(task: CarriedTask) -> bool:
 
 
 def _insert(db: str, tasks: Sequence[CarriedTask]) -> list[Place]:
-    """Insert the rows whose id is not there; return the places of those that are due."""
+    """Insert the rows whose id is not there; return their places."""
     ours = ScheduledTask.objects.using(db)
     known = set(ours.filter(pk__in=[task.id for task in tasks]).values_list("pk", flat=True))
     rows = [_row(db, task) for task in tasks if task.id not in known]
@@ -88,9 +88,8 @@ def _insert(db: str, tasks: Sequence[CarriedTask]) -> list[Place]:
         for batch in batches(rows, _chars):
             ours.bulk_create(batch)
     return [
-        Place(row.queue_name, row.priority, pk_text(db, row.pk))
+        Place(row.queue_name, row.priority, pk_text(db, row.pk), row.run_after, row.attempt)
         for row in rows
-        if row.run_after is None
     ]
 
 

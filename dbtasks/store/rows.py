@@ -136,6 +136,10 @@ class Place(NamedTuple):
     queue_name: str
     priority: int
     id: Any
+    # When the row will be due, aware, or naive with USE_TZ=False; None if it is due.
+    run_after: datetime | None = None
+    # How often it has been started, where that is known.
+    attempt: int = 0
 
 
 class Pick(NamedTuple):

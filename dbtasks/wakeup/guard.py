@@ -1,4 +1,4 @@
-"""The guard between a push service and those who enqueue.
+"""What stands between a push service and those who enqueue.
 
 Owns the time that sending may take, the threads in which it happens, and the rest after failures.
 Never lets a service hold up its caller for three seconds, and never logs what a service answered.
@@ -28,6 +28,11 @@ REST = 30.0
 WARNING_INTERVAL = 60.0
 
 Call = tuple[Hint, ...]
+
+
+def commit_end() -> float:
+    """Return when the time for the hints of a commit that is made now is over."""
+    return time.monotonic() + COMMIT_TIMEOUT
 
 
 class Threads:
@@ -65,6 +70,7 @@ class Breaker:
     """Counts failures in a row, and says when to leave the service alone."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._failures = 0
         self._open_until = 0.0
 
@@ -75,12 +81,10 @@ class Breaker:
 
     def note(self, is_sent: bool) -> None:
         """Count a call that has ended. Can be called from any thread."""
-        if is_sent:
-            self._failures = 0
-            return
-        self._failures += 1
-        if self._failures >= MAX_FAILURES:
-            self._open_until = time.monotonic() + REST
+        with self._lock:
+            self._failures = 0 if is_sent else self._failures + 1
+            if self._failures >= MAX_FAILURES:
+                self._open_until = time.monotonic() + REST
 
 
 class Round:
@@ -96,14 +100,13 @@ class Round:
         self._is_over = False
         self.sent = 0
         # Why the last call failed, in words without secrets.
-        self.why = "the service failed a moment ago"
+        self.why = ""
 
-    def run(self, threads: Threads) -> None:
-        """Make the calls; return when all have ended, or when the time is over.
+    def run(self, threads: Threads, end: float) -> None:
+        """Make the calls; return when all have ended, or at `end` on the monotonic clock.
 
-        No call begins after that. One that still runs counts as failed.
+        No call begins after that, and one that still runs does not count as sent.
         """
-        end = time.monotonic() + COMMIT_TIMEOUT
         for _ in range(min(MAX_THREADS, len(self._calls))):
             try:
                 threads.submit(self._lane)
@@ -113,11 +116,14 @@ class Round:
             with self._changed:
                 self._lanes += 1
         with self._changed:
-            while self._lanes > 0 and (left := self._drop_late(end)) > 0:
-                self._changed.wait(left)
-            self._is_over = True
-            for call in self._running.copy():
-                self._fail(call, NO_ANSWER)
+            try:
+                while self._lanes > 0 and (left := self._drop_late(end)) > 0:
+                    self._changed.wait(left)
+            finally:
+                self._is_over = True
+                if self._running or self._calls:
+                    self.why = self.why or "the service is too slow"
+                self._running.clear()
 
     def _drop_late(self, end: float) -> float:
         """Give up calls that take too long; return the seconds until the next one does."""
@@ -172,7 +178,7 @@ class Round:
             return True
 
 
-class Guard:
+class Sender:
     """Sends the hints of one backend in this process."""
 
     def __init__(self, backend: str) -> None:
@@ -183,14 +189,17 @@ class Guard:
         self._warned_at = -WARNING_INTERVAL
         self._told_why: set[str] = set()
 
-    def send(self, push: Push, calls: list[Call]) -> int:
-        """Pass each call to the service; return how many hints were sent."""
+    def send(self, push: Push, calls: list[Call], end: float | None = None) -> int:
+        """Pass each call to the service; return how many hints were sent.
+
+        `end` is when the time of the commit is over, on the monotonic clock.
+        """
         total = sum(map(len, calls))
         if self._breaker.is_open:
             self._warn(total)
             return 0
         current = Round(push, calls, self._breaker)
-        current.run(self._threads)
+        current.run(self._threads, commit_end() if end is None else end)
         logger.debug("Sent %d of %d hints of %r", current.sent, total, self._backend)
         self._warn(total - current.sent, current.why)
         return current.sent
@@ -222,18 +231,18 @@ class Guard:
 
 
 # By process and backend: a forked child has neither the threads nor the locks of its parent.
-_guards: dict[tuple[int, str], Guard] = {}
+_senders: dict[tuple[int, str], Sender] = {}
 
 
-def guard_of(backend: str) -> Guard:
-    """Return the guard of that backend in this process."""
+def sender_of(backend: str) -> Sender:
+    """Return the sender of that backend in this process."""
     key = (os.getpid(), backend)
-    return _guards.get(key) or _guards.setdefault(key, Guard(backend))
+    return _senders.get(key) or _senders.setdefault(key, Sender(backend))
 
 
-def forget_guards() -> None:
+def forget_senders() -> None:
     """Forget failures and what was logged."""
-    _guards.clear()
+    _senders.clear()
 
 
 def in_words(error: BaseException) -> str:

@@ -1,24 +1,30 @@
-"""Hints: which push a backend has, and whether this process sends any.
+"""Hints: which push a backend has, whether this process sends any, and which hints rows get.
 
-Owns tell(), through which every hint goes. Never raises, and never reads or writes the database.
+Owns tell(), through which every hint goes. Never raises, and never writes to the database.
 """
 
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import batched
+from math import log2
 from typing import Any
+from uuid import UUID
 
 from django.conf import settings
 from django.utils import timezone
 
+from .. import store
 from ..push import Hint, Push
-from .guard import Guard, guard_of, in_words
+from ..store import Place
+from .guard import Sender, in_words, sender_of
 
 # A service that can hold a hint for this long gets hints for rows that are due later still.
 SENT_ON = timedelta(days=1)
+# The most drain hints of one commit, for each queue.
+MAX_DRAINS = 16
 
 
 def push_of(backend: str) -> Push | None:
@@ -29,23 +35,108 @@ def push_of(backend: str) -> Push | None:
     return push if isinstance(push, Push) and not options.get("immediate") else None
 
 
-def tell(push: Push, hints: Sequence[Hint]) -> int:
+def tell(push: Push, hints: Sequence[Hint], *, end: float | None = None) -> int:
     """Send the hints, all of one backend, if this process sends any; return how many were sent.
 
     A hint for a row that is due later than the service can hold it is sent for the latest time that
-    it can, if that is a day or more, else not. Returns in less than three seconds. Raises nothing:
-    what is not sent is logged, and a sweep finds the rows. Call it after the commit.
+    it can, if that is a day or more, else not. Returns in less than three seconds, or at `end` on
+    the monotonic clock. Raises nothing: what is not sent is logged, and a sweep finds the rows.
+    Call it after the commit.
     """
     if not hints:
         return 0
-    guard = guard_of(hints[0].backend)
-    if not is_sending(push, guard):
+    sender = sender_of(hints[0].backend)
+    if not is_sending(push, sender):
         return 0
     sendable = _sendable(push, hints)
-    return guard.send(push, list(batched(sendable, push.batch))) if sendable else 0
+    calls = list(batched(sendable, max(1, push.batch)))
+    return sender.send(push, calls, end) if calls else 0
 
 
-def is_sending(push: Push, guard: Guard) -> bool:
+def tell_places(
+    push: Push,
+    backend: str,
+    places: Sequence[Place],
+    *,
+    is_promotion: bool = False,
+    end: float | None = None,
+) -> int:
+    """Send the hints that these committed rows need; return how many were sent.
+
+    `is_promotion` is whether the rows were scheduled: their hints may have been sent long ago. For
+    `end` see tell().
+    """
+    if is_promotion and is_sent_on(push):
+        return 0
+    if not places or not is_sending(push, sender_of(backend)):
+        return 0
+    if push.bulk is None or len(places) <= push.bulk:
+        hints = [_hint(backend, place) for place in places]
+    else:
+        hints = _drains(backend, places, max(1, push.bulk))
+    return tell(push, hints, end=end)
+
+
+def tell_late(db: str, backend: str, push: Push) -> int:
+    """Send a further hint for rows that have been due for longer than `push.late` seconds.
+
+    Looks at the first 100 due rows in the order of claims, and at quarantined ones. Return how many
+    hints were sent. `again` is 1 from `late` seconds on, 2 from twice that, 3 from four times: a
+    service that refuses a name it has seen gets each name of a row once, however many sweeps there
+    are.
+    """
+    if not is_sending(push, sender_of(backend)):
+        return 0
+    late = max(1.0, push.late)
+    waiting = store.waiting(db, backend)
+    return tell(
+        push,
+        [
+            _hint(backend, place)._replace(again=1 + int(log2(seconds / late)))
+            for place, seconds in waiting
+            if seconds >= late
+        ],
+    )
+
+
+def is_sent_on(push: Push) -> bool:
+    """Return whether rows of any later time get their hint when they are written."""
+    return push.longest is None or push.longest >= SENT_ON
+
+
+def _hint(backend: str, place: Place) -> Hint:
+    id = str(UUID(str(place.id)))
+    return Hint(id, backend, place.queue_name, place.attempt, place.run_after)
+
+
+def _drains(backend: str, places: Sequence[Place], bulk: int) -> list[Hint]:
+    """Return one drain hint for each `bulk` rows of a queue, 16 at most.
+
+    Rows that are due later get drain hints of their own, 16 at most as well: each for the time of
+    the last row of its share.
+    """
+    shares: dict[tuple[str, bool], list[datetime | None]] = {}
+    for place in places:
+        at = aware(place.run_after)
+        shares.setdefault((place.queue_name, at is None), []).append(at)
+    hints = []
+    for (queue_name, is_due), times in shares.items():
+        count = min(MAX_DRAINS, -(-len(times) // bulk))
+        ordered = times if is_due else sorted(filter(None, times))
+        # The last row of each share.
+        ends = [(n * len(times)) // count - 1 for n in range(1, count + 1)]
+        hints += [Hint(None, backend, queue_name, run_after=ordered[n]) for n in ends]
+    return hints
+
+
+def aware(at: datetime | None) -> datetime | None:
+    """Return the time as an aware one; with USE_TZ=False it is one of the default time zone."""
+    if at is None or timezone.is_aware(at):
+        return at
+    return timezone.make_aware(at, timezone.get_default_timezone())
+
+
+def is_sending(push: Push, sender: Sender) -> bool:
     """Return whether this process sends hints: never in a test, else where `push` is at home.
 
     The environment variable DBTASKS_PUSH, "on" or "off", wins over is_at_home().
@@ -55,15 +146,15 @@ def is_sending(push: Push, guard: Guard) -> bool:
     wanted = os.environ.get("DBTASKS_PUSH", "").strip().lower()
     if wanted:
         if wanted not in ("on", "off"):
-            guard.explain(logging.WARNING, "DBTASKS_PUSH must be 'on' or 'off'.")
+            sender.explain(logging.WARNING, "DBTASKS_PUSH must be 'on' or 'off'.")
         return wanted == "on"
     try:
         is_at_home = push.is_at_home()
     except Exception as error:  # whatever a project's own class raises
-        guard.explain(logging.WARNING, f"is_at_home() raised {in_words(error)}.")
+        sender.explain(logging.WARNING, f"is_at_home() raised {in_words(error)}.")
         return False
     if not is_at_home:
-        guard.explain(
+        sender.explain(
             logging.INFO,
             "this process does not run where they are meant to be sent. DBTASKS_PUSH=on sends "
             "them all the same.",
@@ -80,15 +171,13 @@ def is_test_environment() -> bool:
 
 def _sendable(push: Push, hints: Sequence[Hint]) -> list[Hint]:
     """Return the hints as the service can hold them, without those that it cannot hold."""
-    now, found = timezone.now(), []
+    now, found = datetime.now(UTC), []
     for hint in hints:
-        at = hint.run_after
-        if at is not None and timezone.is_naive(at):
-            at = timezone.make_aware(at, timezone.get_default_timezone())
-        if at is None or at.timestamp() <= now.timestamp():
+        at = aware(hint.run_after)
+        if at is None or at <= now:
             found.append(hint._replace(run_after=None))
         elif push.longest is None or at - now <= push.longest:
             found.append(hint._replace(run_after=at))
-        elif push.longest >= SENT_ON:
+        elif is_sent_on(push):
             found.append(hint._replace(run_after=now + push.longest))
     return found

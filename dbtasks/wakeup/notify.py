@@ -1,6 +1,7 @@
 """Wakes runners when rows become due: in this process, and elsewhere by NOTIFY or a waker.
 
-Owns became_due(), and how often other processes are notified. Never waits for a listener.
+Owns became_due(), the one place that tells of rows, and how often other processes are notified.
+Never waits for a listener.
 """
 
 import logging
@@ -15,6 +16,7 @@ from django.dispatch import Signal
 
 from ..store import Place
 from ..waker import waker_of
+from .hints import push_of, tell_places
 from .publishing import publish
 
 logger = logging.getLogger("dbtasks.wakeup")
@@ -25,7 +27,8 @@ CHANNEL = "dbtasks"
 # 0.05 one call in six waited up to 40 ms, among calls 20 to 200 ms apart.
 NOTIFY_INTERVAL = 0.01
 
-# Sent when rows became due, with `backend`, an alias, and `places`, a tuple of Place.
+# Sent when rows became due, with `backend`, an alias, and `places`, a tuple of Place: those that
+# are due now. It may be empty, if others will be due later.
 rows_due = Signal()
 
 
@@ -90,20 +93,33 @@ def became_due(
     *,
     only_here: bool = False,
     is_notified: bool = False,
+    hints_end: float | None = None,
 ) -> None:
-    """Wake runners, because committed rows became due, or will be due later.
+    """Wake runners and send hints, because committed rows are due, or will be due later.
 
-    Such rows were enqueued, retried, promoted or requeued. `places` are those that are due now.
-    With `only_here` other processes are not notified; with `is_notified` the NOTIFY was sent with
-    the rows. Raises nothing.
+    Such rows were enqueued, retried, promoted or requeued, and `places` are all of them. The signal
+    names those that are due now. With `only_here` rows were promoted: other processes are not
+    notified, because they know the time as well. With `is_notified` the NOTIFY was sent with the
+    rows. `hints_end` is when hints are given up, on the monotonic clock. Raises nothing. With a
+    push it may take three seconds, without one it never waits.
     """
     for known in _wakeables.get(backend, ()):
         if (wakeable := known()) is not None:
             wakeable.wake()
+    push = push_of(backend)
+    if push is not None or rows_due.receivers:
+        places = tuple(places)
     if rows_due.receivers:
-        rows_due.send_robust(sender=None, backend=backend, places=tuple(places))
-    if only_here:
-        return
+        due = tuple(place for place in places if place.run_after is None)
+        rows_due.send_robust(sender=None, backend=backend, places=due)
+    if not only_here:
+        _notify(db, backend, is_notified)
+    if push is not None:
+        tell_places(push, backend, tuple(places), is_promotion=only_here, end=hints_end)
+
+
+def _notify(db: str, backend: str, is_notified: bool) -> None:
+    """Notify other processes, if they were not a moment ago."""
     if (waker := waker_of(backend)) is not None:
         if not _is_recent(backend):
             _notified[backend] = time.monotonic()

@@ -660,14 +660,17 @@ class ActionTests(AdminCase):
         row = make_row("failed", backend="mails")
 
         with (
-            mock.patch("dbtasks.wakeup.became_due") as became_due,
+            mock.patch("dbtasks.wakeup.announcing.became_due") as became_due,
             self.captureOnCommitCallbacks(execute=True),
         ):
             self.act("retry_failed", row)
             became_due.assert_not_called()
 
         became_due.assert_called_once_with(
-            "default", "mails", [Place(row.queue_name, row.priority, row.pk)]
+            "default",
+            "mails",
+            [Place(row.queue_name, row.priority, row.pk)],
+            is_notified=False,
         )
 
     def test_task_code_is_not_run(self):

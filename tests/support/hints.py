@@ -17,7 +17,7 @@ from dbtasks.wakeup import guard, hints
 @contextmanager
 def sending() -> Iterator[None]:
     """Send hints inside the block, as if no tests were running, with no memory of failures."""
-    guard.forget_guards()
+    guard.forget_senders()
     try:
         with (
             mock.patch.object(hints, "is_test_environment", return_value=False),
@@ -25,7 +25,7 @@ def sending() -> Iterator[None]:
         ):
             yield
     finally:
-        guard.forget_guards()
+        guard.forget_senders()
 
 
 class Recorder(Push):

@@ -103,7 +103,7 @@ def _round(
         )
         if batch.last is None:
             return count, too_long
-        backend.rows_due(batch.due)
+        backend.rows_due(batch.places)
         count, last = count + batch.moved, batch.last
         too_long += batch.too_long
 
