@@ -5,7 +5,7 @@ imports them when all apps are ready.
 """
 
 from django.apps import AppConfig
-from django.core.checks import register
+from django.core.checks import Tags, register
 from django.utils.translation import gettext_lazy as _
 
 from .base.result import run_waited_with
@@ -31,3 +31,4 @@ class DBTasksConfig(AppConfig):
         run_waited_with(_run_waited)
         register(checks.check_backends)
         register(checks.check_distributions)
+        register(checks.check_mounts, Tags.urls)

@@ -24,12 +24,13 @@ from .base.result import FINISHED
 from .db.connections import pool_size
 from .exceptions import TaskNotFound
 from .firing import entries_of, problems
+from .mounted import mounted
 from .options import Options
 from .options.runner import OWN_CONNECTIONS, default_workers
 from .schedule import cron
 from .schedule.periodic import declared
 from .store import SUPPORTED
-from .wakeup import can_wake
+from .wakeup import can_wake, push_of
 
 # The keys of a backend in TASKS.
 KEYS = ("BACKEND", "QUEUES", "OPTIONS")
@@ -68,6 +69,30 @@ def check_distributions(**kwargs: Any) -> list[CheckMessage]:
             id="dbtasks.E020",
         )
     ]
+
+
+def check_mounts(**kwargs: Any) -> list[CheckMessage]:
+    """Return what is wrong with endpoints(), and an error for each push whose hints lead nowhere.
+
+    Imports the project's URLs.
+    """
+    mounts = [each.mount for each in mounted()]
+    found = [message for mount in mounts for message in mount.check()]
+    for backend in our_backends():
+        push = push_of(backend.alias)
+        is_mounted = any(mount.backend == backend.alias for mount in mounts)
+        if push is not None and push.needs_endpoints and not is_mounted:
+            found.append(
+                Error(
+                    f"TASKS[{backend.alias!r}] has a push, but no endpoints() of this backend are "
+                    "in ROOT_URLCONF: its hints lead nowhere.",
+                    hint="Add path('tasks/', endpoints(auth=[…])) from dbtasks.contrib.http to the "
+                    "URLs"
+                    + ("." if backend.alias == "default" else f", with backend={backend.alias!r}."),
+                    id="dbtasks.E023",
+                )
+            )
+    return found
 
 
 def _check_use() -> Iterator[CheckMessage]:

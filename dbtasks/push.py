@@ -63,6 +63,11 @@ class Push:
     package: ClassVar[str] = ""
     extra: ClassVar[str] = ""
 
+    @property
+    def needs_endpoints(self) -> bool:
+        """Whether hints come to the URLs of this project, so that endpoints() must be mounted."""
+        return True
+
     def send(self, hints: Sequence[Hint]) -> None:
         """Pass up to `batch` hints to the service, in one call.
 

@@ -4,14 +4,20 @@ Owns these queries, each served by an index. Never changes a row.
 """
 
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
-from django.db.models import QuerySet
+from django.db.models import Count, Min, Q, QuerySet
+from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
 from .base.queues import AllBut, Queues
 from .base.result import READY
 from .models import Hold, PeriodicTask, ScheduledTask, ScheduledTaskQuerySet, Worker
 from .store import now, periodic
+
+# Each of the two indexes on due rows has a condition that is always true. A query that does not
+# repeat it reads the whole table on PostgreSQL.
+_ZERO = RawSQL("0", ())
 
 # Time in which a runner that has started reports the schedules in its settings.
 DECLARED_WITHIN = timedelta(minutes=1)
@@ -20,9 +26,10 @@ DECLARED_WITHIN = timedelta(minutes=1)
 def due_rows(db: str, backend: str, queues: Queues) -> ScheduledTaskQuerySet:
     """Return the rows that a runner of the backend may claim now, in those queues or in all."""
     rows = ScheduledTask.objects.using(db).due().filter(backend=backend)
-    if isinstance(queues, AllBut):
-        return rows.exclude(queue_name__in=queues)
-    return rows if queues is None else rows.filter(queue_name__in=list(queues))
+    if queues is None or isinstance(queues, AllBut):
+        rows = rows.filter(attempt__gte=_ZERO)
+        return rows if queues is None else rows.exclude(queue_name__in=queues)
+    return rows.filter(queue_name__in=list(queues), fence__gte=_ZERO)
 
 
 def pending_count(
@@ -33,8 +40,9 @@ def pending_count(
     if queue_name is not None:
         rows = rows.filter(queue_name=queue_name)
     has_come = rows.filter(status=READY, hold=Hold.SCHEDULED, run_after__lte=now(db))
+    due = due_rows(db, backend, None if queue_name is None else [queue_name])
     # Three counts, because an index serves each of them, but none serves their union.
-    parts = (rows.due(), rows.quarantined(), has_come)
+    parts = (due, rows.quarantined(), has_come)
     if at_most is None:
         return sum(part.count() for part in parts)
     total = 0
@@ -66,3 +74,71 @@ def is_orphaned(db: str, schedule: PeriodicTask) -> bool:
 
 def _starts(runners: QuerySet[Worker]) -> list[datetime]:
     return list(runners.values_list("started_at", flat=True))
+
+
+# The most rows that one count reads.
+MAX_READ = 100_000
+# Rows of one priority in which the oldest due row is looked for, and priorities.
+HEAD, PRIORITIES = 100, 20
+
+
+class Summary(NamedTuple):
+    """What a backend, or one of its queues, has to do. Times are aware."""
+
+    due: int
+    # These stop at MAX_READ rows.
+    scheduled: int
+    running: int
+    failed: int
+    # Since when the longest waiting of the first due rows of each priority has been due.
+    oldest_due_seconds: float | None
+    next_due: datetime | None
+    # Live workers, whatever their queues.
+    workers: int
+    time: datetime
+
+
+def summary(db: str, backend: str, queue_name: str | None = None) -> Summary:
+    """Return the counts of the backend, or of that queue of it, as they stand now.
+
+    An index finds the rows of each count. Rows that have succeeded are never read.
+    """
+    rows, at = ScheduledTask.objects.using(db), now(db)
+    waiting = rows.scheduled().filter(backend=backend, run_after__gt=at).order_by("run_after")
+    wanted = Q(backend=backend) if queue_name is None else Q(backend=backend, queue_name=queue_name)
+    count, next_due = Count("pk", filter=wanted), Min("run_after", filter=wanted)
+    # The limit comes before the condition, so that it limits what is read.
+    scheduled = waiting[:MAX_READ].aggregate(count=count, next_due=next_due)
+    running = rows.running()[:MAX_READ].aggregate(count=count)
+    failed = rows.failed().order_by("-id")[:MAX_READ].aggregate(count=count)
+    live = Worker.objects.using(db).filter(backend=backend, state=Worker.State.LIVE)
+    since = _due_since(db, backend, queue_name)
+    return Summary(
+        due=pending_count(db, backend, queue_name),
+        scheduled=scheduled["count"],
+        running=running["count"],
+        failed=failed["count"],
+        oldest_due_seconds=None if since is None else max(0.0, (at - since).total_seconds()),
+        next_due=scheduled["next_due"],
+        workers=live.count(),
+        time=at,
+    )
+
+
+def _due_since(db: str, backend: str, queue_name: str | None) -> datetime | None:
+    """Return when the first of those became due that are claimed first; None if none is due.
+
+    The first rows of each priority are looked at. No index is in order of that time.
+    """
+    queues = None if queue_name is None else [queue_name]
+    rows = due_rows(db, backend, queues).order_by("-priority", "id")
+    since: list[datetime] = []
+    lowest = None
+    for _ in range(PRIORITIES):
+        below = rows if lowest is None else rows.filter(priority__lt=lowest)
+        head = list(below.values_list("priority", "run_after", "enqueued_at")[:HEAD])
+        since += [run_after or enqueued_at for _, run_after, enqueued_at in head]
+        if len(head) < HEAD:
+            break
+        lowest = head[-1][0]
+    return min(since, default=None)

@@ -48,6 +48,7 @@ LAZY = {
         (f"contrib.{name}", "contrib.embedded"): "the server loads Django's apps first"
         for name in ("asgi", "gunicorn", "mule")
     },
+    ("contrib.http.mount", "contrib.http.views"): "settings import Bearer before apps are loaded",
     ("pytest_plugin", "testing"): "pytest loads plugins before Django is configured",
     ("pytest_plugin", "testing.runner"): "pytest loads plugins before Django is configured",
     ("contrib.mule", "processes.run"): "the mule loads Django's apps first",
@@ -154,6 +155,9 @@ def wall(package: Path, each: Import, levels: dict[str, int]) -> Iterator[str]:
 
 def inner_wall(package: Path, each: Import, own: list[str], target: list[str]) -> Iterator[str]:
     """Yield a sentence if the import inside of one package goes upward."""
+    if len(target) > len(own) and target[: len(own)] == own:
+        # The __init__ of a package inside of a package is a face as well.
+        return
     depth = 1
     while own[depth : depth + 1] == target[depth : depth + 1] and len(own) > depth + 1:
         depth += 1
@@ -357,6 +361,15 @@ class WallsBiteTests(SimpleTestCase):
     def test_the_face_of_its_own_package(self):
         """It imports all of its modules."""
         self.assert_fault("mid.b imports the face of its own package", mid__b="from . import x")
+
+    def test_the_face_of_a_package_inside_imports_its_modules(self):
+        """As the face of the outer package does."""
+        texts = {"mid____init__": '"""Read in this order: c, a, b."""', "mid__c/__init__": ""}
+        package = self.package(**texts)
+        package.joinpath("mid/c/__init__.py").write_text("from .inner import x")
+        package.joinpath("mid/c/inner.py").touch()
+
+        self.assertEqual([], faults(package, self.LEVELS, {}))
 
     def test_a_lazy_import_that_is_not_on_the_list(self):
         """Downward or not."""

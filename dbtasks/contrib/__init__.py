@@ -1,6 +1,6 @@
-"""Runners inside other servers, and services beside the database.
+"""Runners inside other servers, services beside the database, and work where no runner lives.
 
-Owns one module for each. Never imported by the rest of the package.
+Owns one module for each server or service. Never imported by the rest of the package.
 
-Read in this order: embedded, asgi, gunicorn, mule, serve, redis.
+Read in this order: embedded, asgi, gunicorn, mule, serve, redis, http.
 """

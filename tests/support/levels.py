@@ -9,6 +9,7 @@ LEVELS = {
     "events": 0,
     "push": 1,
     "waker": 1,
+    "mounted": 1,
     "schedule": 1,
     "base": 2,
     "options": 3,

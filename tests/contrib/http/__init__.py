@@ -1,0 +1,1 @@
+"""The endpoints that run tasks over HTTP, and Post."""
