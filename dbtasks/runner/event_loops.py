@@ -176,6 +176,10 @@ class Loops:
     def __contains__(self, attempt: Attempt) -> bool:
         return attempt in self._homes
 
+    def has(self, attempt: Attempt) -> bool:
+        """Return whether the attempt was passed to start() and has not ended."""
+        return attempt in self._homes or attempt in self._waiting
+
     @property
     def _coming(self) -> int:
         """How many attempts the current loop has still to start."""

@@ -250,16 +250,14 @@ class Pool:
         """Settle the attempt that a thread had in hand when the error was raised."""
         if (in_hand := self.slots.in_hand[number]) is not None:
             self.slots.in_hand[number] = None
-            self._end_broken(*in_hand, error)
+            if not self._loops.has(in_hand[0]):
+                self._end_broken(*in_hand, error)
 
     def _end_broken(self, attempt: Attempt, outcome: Outcome | None, error: BaseException) -> None:
         """Settle an attempt in whose handling the error was raised, if it is not settled yet.
 
         If the task has ended before that, its outcome stands.
         """
-        if attempt in self._loops and not attempt.thread:
-            # It was passed to a loop, which runs it.
-            return
         self.deadlines.forget(attempt)
         if attempt in self._held:
             attempt.close()

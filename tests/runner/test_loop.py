@@ -83,6 +83,14 @@ class RunningTests(RunnerTestCase):
 
         self.assertEqual({"SUCCESSFUL"}, {result.status for result in results})
 
+    def test_a_coroutine_whose_start_fails_leaves_no_row_behind(self):
+        """Whatever is raised before its first step: the row ends, and others run."""
+        with mock.patch.object(Attempt, "begin", side_effect=[SystemExit, None, None]):
+            result = self.runner.wait_for(tasks.acarry.enqueue(False), 10)
+
+        self.assertEqual("FAILED", result.status)
+        self.assertEqual("SUCCESSFUL", self.runner.wait_for(tasks.acarry.enqueue(False), 10).status)
+
     def test_each_coroutine_has_its_own_orm_thread(self):
         """Thread-sensitive code runs in a thread of the task, not on the loop."""
         results = tasks.count_rows.enqueue_many([((), {})] * 5)
