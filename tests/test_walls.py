@@ -51,6 +51,7 @@ LAZY = {
     ("contrib.http.mount", "contrib.http.views"): "settings import Bearer before apps are loaded",
     ("pytest_plugin", "testing"): "pytest loads plugins before Django is configured",
     ("pytest_plugin", "testing.runner"): "pytest loads plugins before Django is configured",
+    ("contrib.aws", "contrib.aws.function"): "it sets Django up first; SQS is made in settings",
     ("contrib.mule", "processes.run"): "the mule loads Django's apps first",
     ("contrib.serve.management.commands.serve", "contrib.serve.watch"): "only with --reload",
 }
