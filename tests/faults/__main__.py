@@ -1,7 +1,7 @@
 """All storms at full size: ``python -m tests.faults [NAME …] [--database URL] [--seed N]``.
 
 A NAME is a part of a module's: kills, stops, poison, starved, clocks, restarts, network, churn,
-failover, deploy, statements, threads. Without a database it is SQLite; on each database those
+failover, deploy, statements, threads, push. Without a database it is SQLite; on each database those
 storms run that concern it.
 """
 
