@@ -126,7 +126,8 @@ def _call(attempt: Attempt, task: base.Task, args: list[Any], kwargs: dict[str, 
             # The interrupt may have come in the middle of a statement or a commit, which leaves the
             # connections in an unknown state.
             for connection in connections.all(initialized_only=True):
-                drop(connection)
+                if connection.connection is not None or connection.in_atomic_block:
+                    drop(connection)
 
 
 async def _inside(attempt: Attempt, task: base.Task, args: list[Any], kwargs: Any) -> Any:

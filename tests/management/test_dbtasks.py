@@ -1,9 +1,11 @@
 """``manage.py dbtasks`` and its subcommands."""
 
+import json
+from datetime import datetime, timedelta
 from io import StringIO
 
 from django.core.management import CommandError, call_command, load_command_class
-from django.test import TestCase, override_settings
+from django.test import TestCase, TransactionTestCase, override_settings
 
 from dbtasks import store
 from dbtasks.models import ScheduledTask
@@ -88,3 +90,50 @@ class CancelTests(TestCase):
             dbtasks()
         with self.assertRaisesMessage(CommandError, "cancel"):
             dbtasks("cancle", 1)
+
+
+class SweepTests(TransactionTestCase):
+    """dbtasks sweep"""
+
+    def test_a_line_says_what_was_done(self):
+        """Only what there is to say."""
+        make_task()
+        code, out, err = dbtasks("sweep")
+
+        self.assertEqual((0, ""), (code, err))
+        self.assertRegex(out, r"^Ran 1 task in [\d.]+ m?s: 1 succeeded\.\n$")
+        self.assertRegex(dbtasks("sweep")[1], r"^Ran 0 tasks in [\d.]+ m?s\.\n$")
+        self.assertEqual((0, "", ""), dbtasks("sweep", "-v", 0))
+
+    def test_a_failed_task_is_an_exit_code(self):
+        """As with taskrunner --drain."""
+        make_task(task_path="tests.tasks.fail")
+        make_task()
+        code, out, _ = dbtasks("sweep", "--max-tasks", 1)
+
+        self.assertEqual(3, code)
+        self.assertRegex(out, r": 1 failed\. More is due\.\n$")
+
+    def test_machines_read_an_object(self):
+        """Of counts, without arguments and results."""
+        make_task()
+        make_task(run_after=store.now(DB) + timedelta(hours=1))
+        code, out, _ = dbtasks("sweep", "--json", "--queue", "default", "--max-seconds", "2m")
+        found = json.loads(out)
+
+        self.assertEqual(
+            (0, 1, 1, False), (code, found["ran"], found["succeeded"], found["is_due_left"])
+        )
+        self.assertGreater(datetime.fromisoformat(found["next_due"]), store.now(DB))
+        self.assertNotIn("results", found)
+
+    def test_what_is_not_valid_is_said(self):
+        """In one sentence, before anything runs."""
+        for flags, sentence in (
+            (["--max-tasks", 0], "'0' is not a valid number of tasks"),
+            (["--max-seconds", "soon"], "'soon' is not a valid time limit"),
+            (["--queue", "none"], "There is no queue 'none'"),
+            (["--backend", "none"], "There is no backend 'none'"),
+        ):
+            with self.subTest(flags), self.assertRaisesMessage(CommandError, sentence):
+                dbtasks("sweep", *flags)

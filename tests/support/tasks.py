@@ -5,6 +5,7 @@ import select
 import sys
 import threading
 import time
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 from weakref import WeakSet
@@ -207,6 +208,20 @@ def leave_autocommit_off() -> None:
 def leave_locale() -> None:
     timezone.activate("Asia/Tokyo")
     translation.activate("ja")
+
+
+# Set by a caller, whose tasks may see it or not.
+secret: ContextVar[str] = ContextVar("secret", default="unset")
+
+
+@task
+def tell_secret() -> str:
+    return secret.get()
+
+
+@task
+async def atell_secret() -> str:
+    return secret.get()
 
 
 @task

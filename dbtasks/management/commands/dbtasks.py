@@ -7,9 +7,9 @@ from typing import Any
 from django.core.management.base import CommandParser
 
 from ...console.command import TasksCommand
-from ..subcommands import cancel, importing, periodic
+from ..subcommands import cancel, importing, periodic, sweep
 
-SUBCOMMANDS = {"cancel": cancel, "import": importing, "periodic": periodic}
+SUBCOMMANDS = {"cancel": cancel, "import": importing, "periodic": periodic, "sweep": sweep}
 
 
 class Command(TasksCommand):

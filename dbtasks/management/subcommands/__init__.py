@@ -3,5 +3,5 @@
 A subcommand has HELP, add_arguments(parser), and handle(command, options), which returns its exit
 code.
 
-Read in this order: cancel, importing, periodic.
+Read in this order: cancel, importing, periodic, sweep.
 """
