@@ -114,17 +114,21 @@ class _Visit:
         return seconds <= EARLY
 
     def _is_rescued(self, row: ScheduledTask) -> bool:
-        """Rescue a RUNNING row if its worker is lost; return whether it may have been."""
-        inline, worker_id = self._inline, row.worker_id
+        """Rescue a RUNNING row if its worker is lost; return whether that was done."""
+        inline, worker_id = self._inline, row.worker_id or ""
         if connections[inline.db].in_atomic_block or not self._looks_lost(worker_id):
             return False
+        seen = None
         while row.pk not in {rescued.pk for rescued in inline.rescue()}:
-            if worker_id is None or worker_id not in inline.silent:
+            beat = inline.silent.beat_of(worker_id)
+            if beat is None or (seen is not None and beat != seen):
+                # It lives.
                 return False
+            seen = beat
             time.sleep(inline.silent.interval)
         return True
 
-    def _looks_lost(self, worker_id: str | None) -> bool:
+    def _looks_lost(self, worker_id: str) -> bool:
         """Return whether that worker is silent by the database's clock, gone, or known as lost."""
         worker = Worker.objects.using(self._inline.db).filter(pk=worker_id).first()
         if worker is None:

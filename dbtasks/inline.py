@@ -223,7 +223,7 @@ class Inline:
     def claim(self, queue_name: str | None = None) -> Claim | None:
         """Claim the first due row; return None if nothing is due. Promotes scheduled rows first."""
         queues = None if queue_name is None else [queue_name]
-        found = self._promote(queues)
+        found = self.promote(queues)
         if not (found.due or found.quarantined):
             return None
         self._join()
@@ -283,7 +283,7 @@ class Inline:
         if row.hold == Hold.SCHEDULED:
             if row.run_after is not None and row.run_after > store.now(self.db):
                 return None
-            self._promote()
+            self.promote()
         self._join()
         with ExitStack() as stack:
             if row.lost >= QUARANTINE_AFTER:
@@ -295,11 +295,11 @@ class Inline:
 
     def claim_one(self, id: UUID) -> Claim | None:
         """Claim the row with that id; return None if it is not due."""
-        self._promote()
+        self.promote()
         self._join()
         return store.claim_one(self.db, self.backend.alias, self.context.worker_id, id)
 
-    def _promote(self, queues: list[str] | None = None) -> store.QueuePeek:
+    def promote(self, queues: list[str] | None = None) -> store.QueuePeek:
         """Promote scheduled rows that have come due; return what the head of those queues shows."""
         alias = self.backend.alias
         while True:

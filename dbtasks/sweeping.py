@@ -23,6 +23,8 @@ from .firing import GRACE
 from .inline import Crowded, Door, Inline
 from .runner.purger import PURGE_PAUSE, warn_of_protected
 from .runner.scheduler import Scheduler
+from .wakeup import hints
+from .wakeup.guard import sender_of
 
 logger = logging.getLogger("dbtasks.sweep")
 
@@ -67,7 +69,8 @@ def sweep(
 
     Fire the ticks that are due, run due rows one after the other, best first, rescue rows of
     workers that were lost, and delete expired rows. Call it every minute where no runner lives.
-    Sweeps may overlap, with each other and with runners.
+    Sweeps may overlap, with each other and with runners. If the backend has a push, and this
+    process sends hints, rows that are due for long get another hint instead of being run here.
 
     `max_tasks` limits the number of tasks. `max_seconds` says when the last one may start. With
     `queue_name` only rows of that queue are run. `interval` is the number of seconds between two
@@ -103,7 +106,7 @@ def sweep_through(
     with _Turn(door, backend, max_tasks, max_seconds, queue_name) as turn:
         turn.rescue()
         turn.fire(timedelta(seconds=interval * GRACE_INTERVALS))
-        turn.run()
+        turn.run_or_hint()
         turn.watch()
         turn.purge()
         return turn.swept()
@@ -177,6 +180,15 @@ class _Turn:
         """Fire the ticks that are due."""
         self._fired += _ticks.fire(self._inline.backend, max(GRACE, grace))
 
+    def run_or_hint(self) -> None:
+        """Run due rows; if hints are sent from here, send those that late rows need instead."""
+        push = hints.push_of(self._alias)
+        if push is not None and hints.is_sending(push, sender_of(self._alias)):
+            self._inline.promote()
+            self._hinted += hints.tell_late(self._db, self._alias, push)
+        else:
+            self.run()
+
     def run(self) -> None:
         """Run due rows, best first, as long as that is allowed."""
         while self._seconds_left > 0 and not self._is_full:
@@ -210,7 +222,7 @@ class _Turn:
         while silent and self._seconds_left > 0:
             time.sleep(min(silent.interval, self._seconds_left))
             if self.rescue():
-                self.run()
+                self.run_or_hint()
 
     def purge(self) -> None:
         """Delete expired rows: one batch, and more while the time lasts."""

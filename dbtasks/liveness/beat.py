@@ -83,7 +83,8 @@ class Beat(RoundService):
                 self._beat()
             if self._on_cancels and (found := cancel_requests(self._db, self._worker_id)):
                 self._on_cancels(found)
-        return self._round_interval
+        # Beats come on time, whatever part of the interval a round is: others count on that.
+        return max(0.0, min(self._round_interval, self._beat_at - time.monotonic()))
 
     def _beat(self) -> None:
         if not workers.beat(self._db, self._worker_id):

@@ -41,9 +41,10 @@ class SilentWorkers:
         """Return whether somebody was silent at the last check, so that another is needed."""
         return bool(self._seen)
 
-    def __contains__(self, worker_id: str) -> bool:
-        """Return whether that worker was silent at the last check."""
-        return worker_id in self._seen
+    def beat_of(self, worker_id: str) -> int | None:
+        """Return that worker's beat at the last check; None if it was not silent."""
+        beat, _ = self._seen.get(worker_id, (None, 0.0))
+        return beat
 
     def check(self, worker_id: str) -> bool:
         """Check all workers but this one; return whether there may be rows to rescue."""

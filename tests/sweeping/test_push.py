@@ -1,0 +1,68 @@
+"""Sweeps of a backend with a push: the service runs the rows."""
+
+from datetime import timedelta
+from typing import Any
+
+from django.test import TransactionTestCase
+
+import dbtasks
+from dbtasks import store
+from dbtasks.inline import Door
+from dbtasks.liveness.identity import host_key
+from dbtasks.models import ScheduledTask
+from dbtasks.sweeping import run_due, sweep_through
+
+from ..support.hints import Recorder, sending, with_push
+from ..support.rows import DB, make_task
+from ..support.workers import register
+
+
+class PushTests(TransactionTestCase):
+    """Late rows get a hint."""
+
+    def setUp(self) -> None:
+        self.push = Recorder(late=60.0)
+        self.enterContext(with_push(self.push))
+
+    def age(self, id: Any, seconds: float) -> str:
+        """Let the row have been due for so long; return its id as hints have it."""
+        at = store.now(DB) - timedelta(seconds=seconds)
+        ScheduledTask.objects.filter(pk=id).update(enqueued_at=at)
+        return str(id)
+
+    def test_late_rows_are_hinted_and_not_run(self) -> None:
+        """Rows that are not late have their first hint on its way."""
+        late, fresh = make_task(), make_task()
+        self.age(late, 90)
+        with sending():
+            swept = dbtasks.sweep()
+
+        self.assertEqual((0, 1, True), (swept.ran, swept.hinted, swept.is_due_left))
+        self.assertEqual([(str(late), 1)], [(hint.id, hint.again) for hint in self.push.taken()])
+        self.assertEqual(2, ScheduledTask.objects.filter(status="READY").count())
+        del fresh
+
+    def test_where_nothing_is_sent_rows_are_run(self) -> None:
+        """On a laptop, or in the tests of a project, nobody else would."""
+        make_task()
+        swept = dbtasks.sweep()
+
+        self.assertEqual((1, 0), (swept.succeeded, swept.hinted))
+        self.assertEqual([], self.push.taken())
+
+    def test_a_drain_runs_rows_all_the_same(self) -> None:
+        """That is what its hint asks for."""
+        make_task()
+        with sending():
+            self.assertEqual(1, run_due(Door()).succeeded)
+
+    def test_a_rescued_row_gets_its_hint(self) -> None:
+        """From the rescue itself."""
+        make_task()
+        register("lost", host_key=host_key(), pid=2**22 + 1)
+        store.claim(DB, "default", "lost", 1, registered=True)
+        with sending():
+            swept = sweep_through(Door())
+
+        self.assertEqual((1, 0), (swept.rescued, swept.ran))
+        self.assertEqual(1, len(self.push.taken()))
