@@ -164,6 +164,7 @@ class PlanTests(TransactionTestCase):
             "peek": lambda: store.peek(DB, "default"),
             "peek at a queue": lambda: store.peek(DB, "default", ["none"]),
             "peek at all but a queue": lambda: store.peek(DB, "default", AllBut(["x"])),
+            "rows that wait": lambda: store.waiting(DB, "default"),
             "promote": lambda: store.promote(DB, "default"),
             "purge": lambda: store.purge(DB, "default"),
         }
