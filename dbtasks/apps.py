@@ -32,3 +32,4 @@ class DBTasksConfig(AppConfig):
         register(checks.check_backends)
         register(checks.check_distributions)
         register(checks.check_mounts, Tags.urls)
+        register(checks.check_deployment, deploy=True)

@@ -95,6 +95,16 @@ def check_mounts(**kwargs: Any) -> list[CheckMessage]:
     return found
 
 
+def check_deployment(**kwargs: Any) -> list[CheckMessage]:
+    """Return what is missing in production; for ``manage.py check --deploy``."""
+    return [
+        message
+        for backend in our_backends()
+        if (push := push_of(backend.alias)) is not None
+        for message in push.check_deployment(backend.alias)
+    ]
+
+
 def _check_use() -> Iterator[CheckMessage]:
     yield Warning(
         "dbtasks is in INSTALLED_APPS, but no backend in TASKS uses it, so its runners have "

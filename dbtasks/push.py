@@ -84,6 +84,10 @@ class Push:
         """Yield what is wrong with this object as the push of that backend. Connects to nothing."""
         yield from ()
 
+    def check_deployment(self, alias: str) -> Iterator[CheckMessage]:
+        """Yield what is missing where hints are sent, for ``manage.py check --deploy``."""
+        yield from ()
+
 
 def sign(backend: str, id: str | None) -> str:
     """Return the value of HEADER for a hint about that row, or for a drain hint if `id` is None.

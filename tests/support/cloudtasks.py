@@ -27,6 +27,9 @@ NO_QUEUE = (
     "initialize."
 )
 
+# Headers of tasks that do not arrive.
+MISSING: set[str] = set()
+
 
 class Refused(Exception):
     """The service does not take this task: an HTTP status, and why."""
@@ -120,6 +123,11 @@ class CloudTasksService:
         return self._server.received
 
     @property
+    def connections(self) -> int:
+        """How many connections were opened to it."""
+        return self._server.connections
+
+    @property
     def is_hanging(self) -> bool:
         """Whether requests are accepted and never answered."""
         return self._server.is_hanging
@@ -138,6 +146,11 @@ class CloudTasksService:
         with self._changed:
             self.is_paused = False
             self._changed.notify_all()
+
+    def deliver(self, task: Any) -> None:
+        """Deliver it now, once more, whatever its time is."""
+        with self._changed:
+            self._put(0, task, 0)
 
     # Taking tasks.
 
@@ -246,7 +259,7 @@ class CloudTasksService:
         headers = {
             "User-Agent": "Google-Cloud-Tasks",
             "Content-Type": "application/octet-stream",
-            **task.http_request.headers,
+            **{k: v for k, v in task.http_request.headers.items() if k not in MISSING},
             "X-CloudTasks-QueueName": queue,
             "X-CloudTasks-TaskName": name,
             "X-CloudTasks-TaskRetryCount": str(retries),

@@ -26,13 +26,15 @@ class Answer(NamedTuple):
 class Loopback:
     """A server whose answers come from one function. Use as a context manager.
 
-    While `is_hanging` is set, requests are accepted and never answered.
+    While `is_hanging` is set, requests are accepted and never answered. `connections` is how many
+    were opened.
     """
 
     def __init__(self, answer: Callable[[Request], Answer]) -> None:
         self.answer = answer
         self.received: list[Request] = []
         self.is_hanging = False
+        self.connections = 0
         self._closed = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.owner = self
@@ -63,6 +65,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     # Bursts of connections are not refused.
     request_queue_size = 128
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Count the connection."""
+        self.owner.connections += 1
+        super().process_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: clients go away on purpose."""

@@ -20,6 +20,16 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
+def no_origin(alias: str, argument: str) -> CheckMessage:
+    """Return the warning that a push does not know the address of the site."""
+    return Warning(
+        f"The push of TASKS[{alias!r}] does not know the address of this site, so it sends no "
+        "hints.",
+        hint=f"Set {argument} or the environment variable DBTASKS_URL.",
+        id="dbtasks.W025",
+    )
+
+
 def check_origin(alias: str, url: str) -> Iterator[CheckMessage]:
     """Yield what keeps hints of that backend, which a service sends to `url`, from arriving."""
     where = f"The push of TASKS[{alias!r}]"

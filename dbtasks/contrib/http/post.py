@@ -22,7 +22,7 @@ from ...exceptions import DurationError
 from ...push import Hint, NotSent, Push, sign
 from ...schedule.duration import Duration
 from .mount import target
-from .origin import check_origin, is_loopback
+from .origin import check_origin, is_loopback, no_origin
 
 NAMES = ("target", "id", "queue", "signature", "delay", "not_before")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -131,6 +131,11 @@ class Post(Push):
             )
         if self._origin is not None:
             yield from check_origin(alias, self._origin)
+
+    def check_deployment(self, alias: str) -> Iterator[CheckMessage]:
+        """Yield a warning if the address of this site is needed and not known."""
+        if self._origin is None and self._needs_origin():
+            yield no_origin(alias, "Post(at=…)")
 
     def __repr__(self) -> str:
         return f"Post({urlsplit(self._url).hostname!r})"
