@@ -6,7 +6,7 @@ Owns tell(), through which every hint goes. Never raises, and never writes to th
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import batched
 from math import log2
@@ -28,11 +28,13 @@ MAX_DRAINS = 16
 
 
 def push_of(backend: str) -> Push | None:
-    """Return the push of that backend by TASKS; None if it has none or is immediate."""
+    """Return the push of that backend by TASKS; None if it has none, is immediate or not valid."""
     backends: Any = settings.TASKS
-    options = backends.get(backend, {}).get("OPTIONS", {})
+    options = backends.get(backend, {}).get("OPTIONS")
+    if not isinstance(options, Mapping) or options.get("immediate"):
+        return None
     push = options.get("push")
-    return push if isinstance(push, Push) and not options.get("immediate") else None
+    return push if isinstance(push, Push) else None
 
 
 def tell(push: Push, hints: Sequence[Hint], *, end: float | None = None) -> int:

@@ -727,6 +727,8 @@ class OptionTests(SimpleTestCase):
             self.assertIn(f"TASKS['default']['OPTIONS']['push']: {words}", message.msg)
             with override_settings(TASKS=backend(OPTIONS={"push": push})):
                 self.assertIsNone(wakeup.push_of("default"))
+        with override_settings(TASKS=backend(OPTIONS=["push"])):
+            self.assertIsNone(wakeup.push_of("default"))
 
     def test_immediate(self):
         """E021"""
