@@ -15,6 +15,7 @@ from django.db import connections
 from django.test import SimpleTestCase, TransactionTestCase, override_settings
 from django.utils import timezone, translation
 
+from dbtasks import checks
 from dbtasks.contrib import aws
 from dbtasks.contrib.aws import SQS, function, handler, is_ours
 from dbtasks.contrib.aws.events import Message, body_of
@@ -31,6 +32,9 @@ from ..support.sqs import LambdaContext, SQSTestCase, batch, record
 from ..support.tasks import look_around
 from ..support.together import together
 from ..tasks import add
+
+# The URLs of a site that has none of ours.
+urlpatterns: list[Any] = []
 
 DEPLOYMENT = ROOT / "demo" / "deployment" / "lambda"
 DONE: dict[str, Any] = {"batchItemFailures": []}
@@ -244,6 +248,12 @@ class SettingsTests(SimpleTestCase):
         for url in (self.URL, "https://sqs.eu-west-1.amazonaws.com/123456789012/all"):
             self.assertEqual([], self.found(url, ["default", "mail_2"]))
         self.assertEqual([], self.found(self.URL, endpoint="http://127.0.0.1:4566"))
+
+    @override_settings(ROOT_URLCONF=__name__)
+    def test_no_url_is_needed(self):
+        """Lambda calls the handler, so the site may have no endpoints()."""
+        with with_push(SQS(self.URL)):
+            self.assertEqual([], checks.check_mounts())
 
     def test_fifo_queues_are_refused(self):
         """A message of theirs cannot be delayed."""

@@ -62,6 +62,11 @@ class SQS(Push):
     def __repr__(self) -> str:
         return f"SQS({self.url!r})"
 
+    @property
+    def needs_endpoints(self) -> bool:
+        """Whether hints come back by HTTP: Lambda runs the handler instead."""
+        return False
+
     def is_at_home(self) -> bool:
         """Return whether this process runs at AWS: in a Lambda function or a container of ECS."""
         return bool({"AWS_EXECUTION_ENV", "AWS_LAMBDA_FUNCTION_NAME"} & os.environ.keys())
