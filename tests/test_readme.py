@@ -11,6 +11,7 @@ in a copy of the project that the README's quick start makes.
     settings          the settings pass `manage.py check`, in place of those there
     long              what each command names exists; it would take too long to run
     demo, tests, benchmark, systemd, compose, procfile    tried by a test of its own
+    recipe            tried by tests/system/test_recipes.py
     drawing           nothing
 """
 
@@ -49,14 +50,17 @@ PAGES = {
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
         ROOT / "CHANGELOG.md",
-        ROOT / "demo" / "deployment" / "README.md",
+        *sorted((ROOT / "demo" / "deployment").rglob("README.md")),
         *sorted((ROOT / "docs").glob("*.md")),
     ]
 }
 README = PAGES["README.md"]
 BLOCK = re.compile(r"^<!-- (?P<do>[^>]+) -->\n```\w*\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 TRIED = ("run", "stays", "write", "append", "python", "settings")
-ALONE = ("demo", "tests", "benchmark", "systemd", "compose", "procfile", "long", "drawing")
+ALONE = (
+    *("demo", "tests", "benchmark", "systemd", "compose", "procfile", "recipe", "long"),
+    "drawing",
+)
 # Sphinx's directives, which are no blocks.
 DIRECTIVE = re.compile(r"^```\{.*?^```$", re.DOTALL | re.MULTILINE)
 VARIABLE = re.compile(r"\bDBTASKS_[A-Z_]+")

@@ -50,9 +50,10 @@ class PageTests(SimpleTestCase):
 
     def test_every_file_is_spoken_of(self):
         """No file of the folder is left unexplained."""
-        for path in DEPLOYMENT.iterdir():
-            if path.is_file() and path.name != "README.md":
-                self.assertIn(f"[`{path.name}`]({path.name})", PAGE)
+        for path in DEPLOYMENT.rglob("*"):
+            name = str(path.relative_to(DEPLOYMENT))
+            if path.is_file() and name != "README.md" and path.suffix != ".pyc":
+                self.assertIn(f"[`{name}`]({name})", PAGE)
 
     def test_the_table_has_every_variable(self):
         """The page and the code agree."""
@@ -77,13 +78,18 @@ class UnitTests(SiteTestCase):
     @skipUnless(ANALYZE, "needs systemd-analyze")
     def test_systemd_understands_them(self):
         """There is no line in them that systemd does not know."""
-        for path in DEPLOYMENT.glob("*.service"):
+        paths = [*DEPLOYMENT.glob("*.service"), *DEPLOYMENT.glob("*.timer")]
+        for path in paths:
             text = path.read_text().replace("User=mysite", "User=root")
             text = text.replace("/srv/mysite/.venv/bin/", "/bin/").replace("/srv/mysite", "/tmp")
-            copy = self.folder / path.name
-            copy.write_text(re.sub("(?<=ExecStart=)/bin/[a-z]+", "/bin/true", text))
+            text = re.sub("(?<=ExecStart=)/bin/[a-z]+", "/bin/true", text)
+            (self.folder / path.name).write_text(text)
+        for path in paths:
             done = subprocess.run(
-                [str(ANALYZE), "verify", copy], capture_output=True, text=True, check=False
+                [str(ANALYZE), "verify", self.folder / path.name],
+                capture_output=True,
+                text=True,
+                check=False,
             )
 
             self.assertEqual((0, ""), (done.returncode, done.stderr.strip()), path.name)
