@@ -11,8 +11,7 @@ from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
 from .base.queues import AllBut, Queues
-from .base.result import READY
-from .models import Hold, PeriodicTask, ScheduledTask, ScheduledTaskQuerySet, Worker
+from .models import PeriodicTask, ScheduledTask, ScheduledTaskQuerySet, Worker
 from .store import now, periodic
 
 # Each of the two indexes on due rows has a condition that is always true. A query that does not
@@ -39,7 +38,7 @@ def pending_count(
     rows = ScheduledTask.objects.using(db).filter(backend=backend)
     if queue_name is not None:
         rows = rows.filter(queue_name=queue_name)
-    has_come = rows.filter(status=READY, hold=Hold.SCHEDULED, run_after__lte=now(db))
+    has_come = rows.scheduled().filter(run_after__lte=now(db))
     due = due_rows(db, backend, None if queue_name is None else [queue_name])
     # Three counts, because an index serves each of them, but none serves their union.
     parts = (due, rows.quarantined(), has_come)

@@ -9,6 +9,7 @@ from typing import Any
 
 from django.db import connection, transaction
 from django.tasks import TaskContext, task
+from django.utils import timezone, translation
 
 import dbtasks
 
@@ -160,6 +161,36 @@ def break_off_inside() -> None:
 @task
 def leave_open() -> None:
     transaction.atomic().__enter__()
+
+
+@task
+def remember_context() -> None:
+    ran.append((translation.get_language(), timezone.get_current_timezone_name()))
+
+
+@task
+def echo(what: Any) -> Any:
+    return what
+
+
+@task
+def close_connection() -> None:
+    """Leave behind a connection that the server has ended."""
+    connection.ensure_connection()
+    connection.connection.close()
+
+
+@task
+def set_language() -> None:
+    translation.activate("de")
+    timezone.activate("Asia/Tokyo")
+
+
+@task(takes_context=True)
+def until_asked(context: Any) -> None:
+    """Run until the runner asks the task to end."""
+    until(lambda: context.should_stop)
+    context.check()
 
 
 @task

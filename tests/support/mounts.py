@@ -1,6 +1,7 @@
 """Mounts of endpoints() for tests, and requests to them."""
 
 import json
+import logging
 from types import ModuleType
 from typing import Any
 
@@ -9,6 +10,9 @@ from django.test import Client, override_settings
 from django.urls import include, path
 
 from dbtasks.contrib.http import Bearer, endpoints
+
+# Tests that refuse requests on purpose print nothing.
+logging.getLogger("dbtasks.http").addHandler(logging.NullHandler())
 
 TOKEN = "token-of-the-tests-with-many-characters"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

@@ -54,8 +54,8 @@ def read_auth(auth: Any) -> tuple[Auth, ...]:
     """Return the credentials; raise ImproperlyConfigured if there is none, or one is not valid."""
     if not isinstance(auth, Sequence) or isinstance(auth, str) or not auth:
         raise ImproperlyConfigured(
-            'endpoints() needs a list of credentials, such as [Bearer(os.environ["DBTASKS_TOKEN'
-            '"])]. Without any, everybody could run tasks.'
+            "endpoints() needs a list of credentials, such as [Bearer(token)]. Without any, "
+            "everybody could run tasks."
         )
     for each in auth:
         if isinstance(each, type) or not callable(each):

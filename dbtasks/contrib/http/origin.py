@@ -53,12 +53,13 @@ def check_origin(alias: str, url: str) -> Iterator[CheckMessage]:
             id="dbtasks.E024",
         )
     # With DEBUG and no hosts Django allows those of this machine.
-    allowed = settings.ALLOWED_HOSTS or (["localhost", "127.0.0.1", "::1"] * settings.DEBUG)
-    if not validate_host(f"[{host}]" if ":" in host else host, allowed):
+    allowed = settings.ALLOWED_HOSTS or [".localhost", "127.0.0.1", "[::1]"] * settings.DEBUG
+    name = f"[{host}]" if ":" in host else host
+    if not validate_host(name, allowed):
         yield Warning(
-            f"{where} sends hints to the host {host!r}, which is not in ALLOWED_HOSTS: the site "
+            f"{where} sends hints to the host {name!r}, which is not in ALLOWED_HOSTS: the site "
             "refuses each of them.",
-            hint=f"Add {host!r} to ALLOWED_HOSTS.",
+            hint=f"Add {name!r} to ALLOWED_HOSTS.",
             id="dbtasks.W024",
         )
     if is_plain and settings.SECURE_SSL_REDIRECT:
