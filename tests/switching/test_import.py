@@ -19,6 +19,7 @@ from dbtasks.models import ScheduledTask
 from dbtasks.store import importing
 
 from ..support.backends import backend
+from ..support.hints import Recorder, sending, with_push
 from ..support.old_tables import make_django_database_task, make_django_tasks_db
 from ..support.rows import DB, make_task
 
@@ -96,6 +97,19 @@ class DjangoTasksDBTests(ImportTestCase):
         waits = result_of(later)
         self.assertEqual(("READY", at + DAY), (waits.status, waits.task.run_after))
         self.assertEqual("mail", waits.task.queue_name)
+
+    def test_what_waits_is_hinted(self):
+        """Now or for later; with a push the rows need no runner."""
+        at = timezone.now() + DAY
+        due, later = self.make(1, 2), self.make(3, 4, run_after=at, queue_name="mail")
+        overdue = self.make(5, 6, run_after=at - 2 * DAY)
+        push = Recorder()
+        with with_push(push), sending():
+            self.dbtasks_import()
+
+        times = {UUID(hint.id): (hint.queue_name, hint.run_after) for hint in push.hints}
+        default = ("default", None)
+        self.assertEqual({due: default, later: ("mail", at), overdue: default}, times)
 
     def test_a_second_import_doubles_nothing(self):
         """Neither rows nor runs."""
