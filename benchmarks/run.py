@@ -1,7 +1,7 @@
 """Measure dbtasks on one database, beside references of the same run.
 
     uv run benchmarks/run.py [drain] [enqueue] [latency] [idle] [memory] [depth] [async] [threads]
-                             [processes] [--database URL] [--tasks N] [--runs N]
+                             [processes] [hints] [--database URL] [--tasks N] [--runs N]
                              [--against PEER … [--backlog N,N] [--window S] [--redis URL] [--save]]
 
 Prints a Markdown table: the median of the runs, their range, and the ratio to the reference.
@@ -24,14 +24,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import load, raw, rows  # noqa: E402
+from benchmarks import hints, load, raw, rows  # noqa: E402
 from benchmarks.peers import runner as compare  # noqa: E402
 
 
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", metavar="|".join(MEASURES | load.MEASURES))
+    parser.add_argument("what", nargs="*", metavar="|".join(MEASURES | MORE))
     parser.add_argument("--database", default=f"sqlite:///{ROOT / 'benchmark.sqlite3'}")
     parser.add_argument("--tasks", type=int, default=20_000)
     parser.add_argument("--runs", type=int, default=3)
@@ -42,7 +42,7 @@ def main() -> None:
         "DBTASKS_DEBUG": "0",
         "DJANGO_SETTINGS_MODULE": "demo.settings",
     }
-    known = MEASURES | load.MEASURES
+    known = MEASURES | MORE
     if unknown := set(options.what) - known.keys():
         parser.error(f"unknown measure {min(unknown)!r}; choose from {', '.join(known)}")
     prepare()
@@ -51,7 +51,7 @@ def main() -> None:
         if name in MEASURES:
             MEASURES[name](options.tasks, options.runs)
         else:
-            for row in load.MEASURES[name](options.tasks, options.runs):
+            for row in MORE[name](options.tasks, options.runs):
                 report(*row)
     if options.against:
         compare.compare(options, options.what or list(MEASURES), machine())
@@ -240,6 +240,8 @@ def report_waits(what: str, waits: list[float], reference: list[float] | None = 
 
 # What is measured when nothing is named.
 MEASURES = {"drain": drain, "enqueue": enqueue, "latency": latency}
+# What is measured only by its name.
+MORE = load.MEASURES | hints.MEASURES
 
 if __name__ == "__main__":
     main()

@@ -27,8 +27,8 @@ def leave_clean(task_path: str, keep: bool = False) -> None:
     """Close this thread's connections that are broken, too old, or inside a transaction.
 
     Runs between two tasks of one thread. A transaction left open is rolled back, with a warning.
-    With `keep`, connections that Django would close after each request stay open for a minute.
-    A connection from a pool always returns to it.
+    Connections that Django would close after each request stay open: for a minute with `keep`,
+    else until the caller's own request ends. A connection from a pool always returns to it.
     """
     for connection in connections.all(initialized_only=True):
         # With DEBUG each connection would remember thousands of statements.
@@ -42,15 +42,32 @@ def leave_clean(task_path: str, keep: bool = False) -> None:
         if keep:
             _keep(connection)
         try:
-            connection.close_if_unusable_or_obsolete()
+            _close_if_unusable(connection, whatever_age=not keep)
         except Exception:  # whatever a driver raises when a broken connection is closed
             drop(connection)
 
 
+def _lives_for_a_request(connection: Any) -> bool:
+    """Return whether Django closes the connection after each request."""
+    settings = connection.settings_dict
+    return settings["CONN_MAX_AGE"] == 0 and not settings["OPTIONS"].get("pool")
+
+
+def _close_if_unusable(connection: Any, *, whatever_age: bool) -> None:
+    """Close the connection if it is broken or too old.
+
+    With `whatever_age` it is not too old because it lives for one request only.
+    """
+    close_at = connection.close_at
+    if whatever_age and _lives_for_a_request(connection):
+        connection.close_at = None
+    connection.close_if_unusable_or_obsolete()
+    connection.close_at = close_at
+
+
 def _keep(connection: Any) -> None:
     """Let a connection that Django would close after each request live for MAX_KEPT seconds."""
-    settings = connection.settings_dict
-    if settings["CONN_MAX_AGE"] != 0 or settings["OPTIONS"].get("pool"):
+    if not _lives_for_a_request(connection):
         return
     # Django has set this to the time of connecting.
     if connection.close_at is not None and connection.close_at != getattr(connection, _KEPT, None):

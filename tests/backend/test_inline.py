@@ -10,6 +10,7 @@ from django.db import (
     InternalError,
     OperationalError,
     ProgrammingError,
+    connection,
     connections,
     transaction,
 )
@@ -27,6 +28,7 @@ from dbtasks.models import ScheduledTask, Worker
 
 from .. import tasks
 from ..support.backends import backend
+from ..support.tasks import connection_id
 
 READY, RUNNING = TaskResultStatus.READY, TaskResultStatus.RUNNING
 SUCCESSFUL, FAILED = TaskResultStatus.SUCCESSFUL, TaskResultStatus.FAILED
@@ -90,6 +92,19 @@ class ProcessTests(TransactionTestCase):
 
         self.assertEqual([SUCCESSFUL, FAILED, SUCCESSFUL], [result.status for result in results])
         self.assertEqual(["async"], tasks.ran)
+
+    def test_the_callers_connection_stays_open(self):
+        """Also if Django closes it after each request: a task is no request."""
+        if connection.settings_dict["OPTIONS"].get("pool"):
+            self.skipTest("a pool gives each task any of its connections")
+        with mock.patch.dict(connection.settings_dict, CONN_MAX_AGE=0):
+            connection.close()
+            first = connection_id.func()
+            close_at = connection.close_at
+            connection_id.enqueue_many([((), {})] * 3)
+            used = {result.return_value for result in dbtasks.process_tasks()}
+            self.assertEqual(({first}, close_at), (used, connection.close_at))
+        connection.close()
 
     def test_process_tasks_runs_what_its_tasks_enqueue(self):
         """It ends when nothing is due, not when the first rows have run."""
