@@ -6,18 +6,20 @@ Owns which of them vouch for a request. Never logs or shows a token.
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.core.checks import CheckMessage, Error
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
 
 from ..http.auth import Unavailable, refused
+from ..http.origin import is_loopback
 from .certificates import Certificates, NoCertificates
 
 ISSUERS = ("https://accounts.google.com", "accounts.google.com")
+# Seconds by which clocks may differ at most.
+MAX_LEEWAY = 300
 CERTS = "https://www.googleapis.com/oauth2/v1/certs"
-# Longer tokens are not read.
-MAX_TOKEN = 16 * 1024
 
 
 class OIDC:
@@ -45,7 +47,7 @@ class OIDC:
         self.audience = _texts("audience", audience)
         self.emails = _texts("emails", emails)
         self._issuers = _texts("issuer", issuer)
-        self._certificates, self._leeway = Certificates(certs), leeway
+        self._certificates, self._leeway = Certificates(_safe_url(certs)), _seconds(leeway)
 
     def __call__(self, request: HttpRequest, scope: str) -> str | None:
         """Return who vouches; None for a token that does not. Raise Unavailable if none can tell.
@@ -53,7 +55,7 @@ class OIDC:
         Receives each scope.
         """
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or token.count(".") != 2 or len(token) > MAX_TOKEN:
+        if scheme.lower() != "bearer" or token.count(".") != 2:
             return None
         # Imported here, because settings import this module where google-auth may be missing.
         from . import google
@@ -84,6 +86,23 @@ class OIDC:
 
     def __repr__(self) -> str:
         return f"OIDC({list(self.audience)!r}, {list(self.emails)!r})"
+
+
+def _safe_url(url: Any) -> str:
+    """Return the URL; raise ImproperlyConfigured if others could change what it answers."""
+    parts = urlsplit(url if isinstance(url, str) else "")
+    if parts.hostname and (parts.scheme == "https" or is_loopback(parts.hostname)):
+        return str(url)
+    raise ImproperlyConfigured(f"OIDC(certs={url!r}) is not valid. Use an https URL.")
+
+
+def _seconds(value: Any) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= MAX_LEEWAY:
+        raise ImproperlyConfigured(
+            f"OIDC(leeway={value!r}) is not valid. Use seconds from 0 to {MAX_LEEWAY}."
+        )
+    return float(value)
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:

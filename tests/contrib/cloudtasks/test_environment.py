@@ -1,9 +1,11 @@
 """What a process finds out about itself on Google Cloud, and what it never asks."""
 
+import json
 import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +15,9 @@ from django.test import SimpleTestCase, tag
 
 from dbtasks.contrib.cloudtasks import CloudTasks, environment
 from dbtasks.contrib.cloudtasks.environment import NotKnown
+from tests.support.cloudtasks import CloudTasksService
 from tests.support.loopback import Answer, Loopback, Request
+from tests.support.tokens import needs_google
 
 ROOT = Path(__file__).resolve().parents[3]
 VALUES = {
@@ -223,28 +227,133 @@ IDLE = """
     heavy = {"google.auth", "requests", "grpc", "boto3", "redis"} & set(sys.modules)
     assert not heavy, heavy
 """
+# Run by another process, as an instance of Cloud Run: it sends a hint, and says what came of it.
+INSTANCE = """
+    import sys, time
+    from types import ModuleType
+    from django.conf import settings
+    from django.urls import path
+    from dbtasks.contrib.cloudtasks import CloudTasks
+    from dbtasks.contrib.http import Bearer, endpoints
+
+    urls = sys.modules["urls"] = ModuleType("urls")
+    settings.configure(
+        SECRET_KEY="x" * 50,
+        ROOT_URLCONF="urls",
+        INSTALLED_APPS=["dbtasks"],
+        TASKS={"default": {"BACKEND": "dbtasks.backend.DatabaseBackend",
+                           "OPTIONS": {"push": CloudTasks(endpoint=sys.argv[1])}}},
+    )
+    import django
+    django.setup()
+    urls.urlpatterns = [path("tasks/", endpoints(auth=[Bearer("x" * 40)]))]
+    import google.auth, requests  # its time is not counted
+    from dbtasks.push import Hint, NotSent
+    from dbtasks.wakeup.hints import push_of
+    push = push_of("default")
+    assert push.is_at_home()
+    started = time.monotonic()
+    try:
+        push.send([Hint("019a8b1e-7c00-7abc-9def-0123456789ab", "default", "default")])
+    except NotSent as error:
+        print(error)
+    else:
+        print("sent")
+    assert time.monotonic() - started < 2.8, time.monotonic() - started
+"""
+
+
+@needs_google
+@tag("processes")
+class CloudRunTests(MetadataTestCase):
+    """A process with nothing but the environment of a Cloud Run service."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.service = self.enterContext(CloudTasksService(concurrency=0))
+        account = {"email": "runtime@shop.iam.gserviceaccount.com", "scopes": [], "aliases": []}
+        path = "instance/service-accounts/default"
+        self.values |= {
+            f"{path}/?recursive=true": json.dumps(account),
+            f"{path}/email": account["email"],
+            f"{path}/token": json.dumps({"access_token": "token-1", "expires_in": 3600}),
+            "universe/universe-domain": "googleapis.com",
+        }
+
+    def answer(self, request: Request) -> Answer:
+        if request.path == "/":  # asked whether it is there
+            return Answer(200, b"", {"Metadata-Flavor": "Google"})
+        if "/token" in request.path:
+            request = request._replace(path=request.path.partition("?")[0])
+        found = super().answer(request)
+        kind = "application/json" if found.body.startswith(b"{") else "application/text"
+        return found._replace(headers={**found.headers, "Content-Type": kind})
+
+    def said(self) -> str:
+        host = self.server.origin.removeprefix("http://")
+        return run_script(
+            INSTANCE,
+            self.service.endpoint,
+            K_SERVICE="front",
+            GCE_METADATA_HOST=host,
+            GCE_METADATA_IP=host,
+        )
+
+    def test_a_hint(self):
+        """Project, region, URL and token all come from the metadata server."""
+        self.assertEqual("sent", self.said(), self.asked())
+
+        (task,), (request,) = self.service.tasks, self.service.requests
+        self.assertEqual("Bearer token-1", request.headers["authorization"])
+        self.assertIn("/projects/shop/locations/europe-west1/queues/default/", request.path)
+        self.assertEqual(
+            "https://front-1234567890.europe-west1.run.app/tasks/run/"
+            "019a8b1e-7c00-7abc-9def-0123456789ab/",
+            task.http_request.url,
+        )
+
+    def test_no_token(self):
+        """A metadata server that fails, or that hangs when a token is asked for."""
+        token = "instance/service-accounts/default/token"
+        self.values.pop(token)
+        self.assertIn("no token", self.said())
+
+        original = self.answer
+
+        def hang(request: Request) -> Answer:
+            if "/token" in request.path:
+                threading.Event().wait(5)
+            return original(request)
+
+        self.server.answer = hang
+        self.assertIn("no token", self.said())
+        self.assertEqual([], self.service.requests)
+
+
+def run_script(script: str, *words: str, **variables: str) -> str:
+    """Run it by another process of Python; return what it prints. It must succeed."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode or done.stderr:
+        raise AssertionError(done.stderr)
+    return done.stdout.strip()
 
 
 @tag("processes")
 class SettingsTests(SimpleTestCase):
     """A settings module that imports the package."""
 
-    def run_script(self, script: str, *words: str, **variables: str) -> None:
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(script), *words],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
-            capture_output=True,
-            text=True,
-        )
-        self.assertEqual((0, ""), (done.returncode, done.stderr))
-
     def test_without_google_auth(self):
         """It can be imported before apps are loaded; the checks say what is missing."""
-        self.run_script(WITHOUT)
+        run_script(WITHOUT)
 
     def test_nothing_is_imported_or_asked_without_a_hint(self):
         """Neither by the settings nor by the checks, on Cloud Run as on a laptop."""
-        self.run_script(IDLE, "dbtasks.W025")
-        self.run_script(IDLE, K_SERVICE="shop")
-        self.run_script(IDLE, DBTASKS_URL="http://127.0.0.1")
+        run_script(IDLE, "dbtasks.W025")
+        run_script(IDLE, K_SERVICE="shop")
+        run_script(IDLE, DBTASKS_URL="http://127.0.0.1")

@@ -14,6 +14,7 @@ from django.test import SimpleTestCase, override_settings, tag
 from django.utils import timezone
 
 from dbtasks.contrib.cloudtasks import CloudTasks, environment
+from dbtasks.contrib.http import Post
 from dbtasks.push import HEADER, Hint, NotSent, is_signed
 from dbtasks.wakeup.hints import tell
 from tests.support.cloudtasks import NO_QUEUE, CloudTasksService
@@ -520,6 +521,21 @@ class CheckTests(SimpleTestCase):
     def test_hosts(self):
         """A host that Django refuses answers 400 to each hint."""
         self.assertEqual(["dbtasks.W024"], self.ids(url="https://other.example"))
+
+    def test_no_address_of_the_site(self):
+        """It is needed where hints are sent, so only check --deploy asks for it."""
+        with mock.patch.dict(os.environ):
+            for name in (*environment.VARIABLES, "DBTASKS_URL"):
+                os.environ.pop(name, None)
+            for push in (CloudTasks(), Post("https://a.example/?to={target}")):
+                self.assertEqual([], list(push.check("default")))
+                (message,) = push.check_deployment("default")
+                self.assertEqual("dbtasks.W025", message.id)
+                os.environ["DBTASKS_URL"] = SITE
+                self.assertEqual([], list(push.check_deployment("default")))
+                del os.environ["DBTASKS_URL"]
+            os.environ["K_SERVICE"] = "shop"
+            self.assertEqual([], list(CloudTasks().check_deployment("default")))
 
     def test_names_of_queues(self):
         """Those that the service cannot have."""
