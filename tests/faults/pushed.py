@@ -65,7 +65,7 @@ def enqueue(seed: str, count: int, seconds: float) -> None:
         task: Any = chance.choice([succeed, succeed, stumble, fail, doze])
         if chance.random() < 0.2:
             task = task.using(run_after=timedelta(seconds=chance.uniform(0.1, 3)))
-        # More than OPTIONS["push"].bulk, sometimes.
+        # More than FAULTS_BULK, sometimes.
         size = min(left, chance.choice([1, 1, 1, 5, 30]))
         with transaction.atomic():
             task.enqueue_many([((), {})] * size)

@@ -23,6 +23,6 @@ TASKS["default"]["OPTIONS"]["push"] = Post(
     os.environ["FAULTS_SERVICE"],
     body={"target": "{target}", "signature": "{signature}", "delay": "{delay}"},
     at="http://127.0.0.1:9",
-    bulk=20,
-    late=float(os.environ.get("FAULTS_LATE", "2")),
+    bulk=int(os.environ["FAULTS_BULK"]) or None,
+    late=2,
 )

@@ -30,6 +30,9 @@ class PushTests(StormTestCase):
             PushService(self.ports, self.chance, lose=0.2, double=0.2, delay=1.5)
         )
 
+    # Rows of one commit above which hints say no more than that something is due; 0: never.
+    bulk = 0
+
     def shell(self, code: str) -> Child:
         """Start a process of the site that runs the code."""
         return self.start(
@@ -39,6 +42,7 @@ class PushTests(StormTestCase):
                 "DJANGO_SETTINGS_MODULE": "tests.faults.pushed_settings",
                 "TEST_WORKER_TIMEOUT": str(TIMEOUT),
                 "FAULTS_SERVICE": self.service.url,
+                "FAULTS_BULK": str(self.bulk),
                 "DBTASKS_PUSH": "on",
             },
         )
@@ -52,14 +56,23 @@ class PushTests(StormTestCase):
 
     def test_every_row_comes_to_an_end(self) -> None:
         """Whatever is killed, lost, doubled or late; and nothing is run more often than needed."""
-        count, seconds = size(120, 4000), size(6, 240)
+        self.storm("a hint for each row")
+
+    def test_so_does_each_of_many(self) -> None:
+        """The same, where one hint is for many rows of a commit."""
+        self.bulk = 20
+        self.storm("a hint for many rows")
+
+    def storm(self, what: str) -> None:
+        """Enqueue, kill, and wait for the end of it all."""
+        count, seconds = size(40, 3000), size(3, 150)
         webs = {port: self.web(port) for port in self.ports}
         sweeper = self.shell(f"sweep_every({INTERVAL})")
         self.runners.append(sweeper)
         sweeper.wait_for("Sweeping")
         enqueuer = self.shell(f"enqueue('{SEED}', {count}, {seconds})")
         while enqueuer.process.poll() is None:
-            self.pause(0.5, 2.0)
+            self.pause(0.3, 1.5)
             port = self.chance.choice(self.ports)
             self.kill(webs[port].process.pid)
             self.pause(0.1, 0.5)
@@ -68,7 +81,7 @@ class PushTests(StormTestCase):
         self.enqueued = count
         self.wait_for_end()
 
-        self.verdict("web processes without a runner")
+        self.verdict(f"web processes, {what}")
 
     def verdict(self, what: str, *, doubles: int | None = None, failed: int = 0) -> None:
         rows = list(ScheduledTask.objects.all())
