@@ -12,6 +12,7 @@ from django.test import SimpleTestCase, override_settings
 from django.urls import path, set_script_prefix
 from django.utils import translation
 
+from dbtasks.contrib.aws import SQS
 from dbtasks.contrib.http import Bearer, Post, endpoints, target
 from dbtasks.push import Hint
 
@@ -132,6 +133,7 @@ class CheckTests(SimpleTestCase):
         """E023: hints lead nowhere; also if another backend is mounted."""
         with with_push(Recorder()):
             self.assertEqual(["dbtasks.E023"], self.found())
+        self.assertFalse(SQS("https://sqs.eu-west-1.amazonaws.com/1/x").needs_endpoints)
         with with_push(Silent()):
             self.assertEqual([], self.found())
         with override_settings(
