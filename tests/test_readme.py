@@ -12,6 +12,7 @@ in a copy of the project that the README's quick start makes.
     long              what each command names exists; it would take too long to run
     demo, tests, benchmark, systemd, compose, procfile    tried by a test of its own
     recipe            tried by tests/system/test_recipes.py
+    http              tried by tests/contrib/http/test_docs.py
     drawing           nothing
 """
 
@@ -58,7 +59,7 @@ README = PAGES["README.md"]
 BLOCK = re.compile(r"^<!-- (?P<do>[^>]+) -->\n```\w*\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 TRIED = ("run", "stays", "write", "append", "python", "settings")
 ALONE = (
-    *("demo", "tests", "benchmark", "systemd", "compose", "procfile", "recipe", "long"),
+    *("demo", "tests", "benchmark", "systemd", "compose", "procfile", "recipe", "http", "long"),
     "drawing",
 )
 # Sphinx's directives, which are no blocks.
