@@ -24,7 +24,6 @@ from .inline import Crowded, Door, Inline
 from .runner.purger import PURGE_PAUSE, warn_of_protected
 from .runner.scheduler import Scheduler
 from .wakeup import hints
-from .wakeup.guard import sender_of
 
 logger = logging.getLogger("dbtasks.sweep")
 
@@ -181,12 +180,19 @@ class _Turn:
         self._fired += _ticks.fire(self._inline.backend, max(GRACE, grace))
 
     def run_or_hint(self) -> None:
-        """Run due rows; if hints are sent from here, send those that late rows need instead."""
-        push = hints.push_of(self._alias)
-        if push is not None and hints.is_sending(push, sender_of(self._alias)):
-            self._inline.promote()
-            self._hinted += hints.tell_late(self._db, self._alias, push)
-        else:
+        """Run due rows; if hints are sent from here, send those that late rows need instead.
+
+        If the service does not take them, the rows are run here all the same.
+        """
+        push = hints.sending_push_of(self._alias)
+        if push is None:
+            self.run()
+            return
+        self._inline.promote()
+        late = hints.late_hints(self._db, self._alias, push)
+        sent = hints.tell(push, late)
+        self._hinted += sent
+        if sent < len(late):
             self.run()
 
     def run(self) -> None:

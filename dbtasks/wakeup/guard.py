@@ -18,6 +18,7 @@ logger = logging.getLogger("dbtasks.push")
 # Seconds for one call of send(), and for all calls of one commit.
 CALL_TIMEOUT = 2.0
 COMMIT_TIMEOUT = 2.8
+TOO_SLOW = "the service is too slow"
 NO_ANSWER = f"no answer within {CALL_TIMEOUT:g} seconds"
 # Calls at the same time for one backend.
 MAX_THREADS = 8
@@ -122,7 +123,7 @@ class Round:
             finally:
                 self._is_over = True
                 if self._running or self._calls:
-                    self.why = self.why or "the service is too slow"
+                    self.why = self.why or TOO_SLOW
                 self._running.clear()
 
     def _drop_late(self, end: float) -> float:
@@ -195,11 +196,12 @@ class Sender:
         `end` is when the time of the commit is over, on the monotonic clock.
         """
         total = sum(map(len, calls))
-        if self._breaker.is_open:
-            self._warn(total)
+        end = commit_end() if end is None else end
+        if self._breaker.is_open or end <= time.monotonic():
+            self._warn(total, "" if self._breaker.is_open else TOO_SLOW)
             return 0
         current = Round(push, calls, self._breaker)
-        current.run(self._threads, commit_end() if end is None else end)
+        current.run(self._threads, end)
         logger.debug("Sent %d of %d hints of %r", current.sent, total, self._backend)
         self._warn(total - current.sent, current.why)
         return current.sent

@@ -25,6 +25,8 @@ from .guard import Sender, in_words, sender_of
 SENT_ON = timedelta(days=1)
 # The most drain hints of one commit, for each queue.
 MAX_DRAINS = 16
+# A drain hint that comes before its rows are due, because clocks differ, would find nothing.
+DRAIN_MARGIN = timedelta(seconds=2)
 
 
 def push_of(backend: str) -> Push | None:
@@ -80,25 +82,31 @@ def tell_places(
 
 
 def tell_late(db: str, backend: str, push: Push) -> int:
-    """Send a further hint for rows that have been due for longer than `push.late` seconds.
-
-    Looks at the first 100 due rows in the order of claims, and at quarantined ones. Return how many
-    hints were sent. `again` is 1 from `late` seconds on, 2 from twice that, 3 from four times: a
-    service that refuses a name it has seen gets each name of a row once, however many sweeps there
-    are.
-    """
+    """Send a further hint for each row that late_hints() finds; return how many were sent."""
     if not is_sending(push, sender_of(backend)):
         return 0
+    return tell(push, late_hints(db, backend, push))
+
+
+def late_hints(db: str, backend: str, push: Push) -> list[Hint]:
+    """Return a further hint for each row that has been due for longer than `push.late` seconds.
+
+    Looks at the first 100 due rows in the order of claims, and at quarantined ones. `again` is 1
+    from `late` seconds on, 2 from twice that, 3 from four times: a service that refuses a name it
+    has seen gets each name of a row once, however many sweeps there are.
+    """
     late = max(1.0, push.late)
-    waiting = store.waiting(db, backend)
-    return tell(
-        push,
-        [
-            _hint(backend, place)._replace(again=1 + int(log2(seconds / late)))
-            for place, seconds in waiting
-            if seconds >= late
-        ],
-    )
+    return [
+        _hint(backend, place)._replace(again=1 + int(log2(seconds / late)))
+        for place, seconds in store.waiting(db, backend)
+        if seconds >= late
+    ]
+
+
+def sending_push_of(backend: str) -> Push | None:
+    """Return the push of that backend if this process sends hints, else None."""
+    push = push_of(backend)
+    return push if push is not None and is_sending(push, sender_of(backend)) else None
 
 
 def is_sent_on(push: Push) -> bool:
@@ -115,7 +123,7 @@ def _drains(backend: str, places: Sequence[Place], bulk: int) -> list[Hint]:
     """Return one drain hint for each `bulk` rows of a queue, 16 at most.
 
     Rows that are due later get drain hints of their own, 16 at most as well: each for the time of
-    the last row of its share.
+    the last row of its share, and a moment more.
     """
     shares: dict[tuple[str, bool], list[datetime | None]] = {}
     for place in places:
@@ -127,8 +135,12 @@ def _drains(backend: str, places: Sequence[Place], bulk: int) -> list[Hint]:
         ordered = times if is_due else sorted(filter(None, times))
         # The last row of each share.
         ends = [(n * len(times)) // count - 1 for n in range(1, count + 1)]
-        hints += [Hint(None, backend, queue_name, run_after=ordered[n]) for n in ends]
+        hints += [Hint(None, backend, queue_name, run_after=_soon_after(ordered[n])) for n in ends]
     return hints
+
+
+def _soon_after(at: datetime | None) -> datetime | None:
+    return None if at is None else at + DRAIN_MARGIN
 
 
 def aware(at: datetime | None) -> datetime | None:

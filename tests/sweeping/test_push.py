@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 from django.test import TransactionTestCase
 
@@ -41,6 +42,20 @@ class PushTests(TransactionTestCase):
         self.assertEqual([(str(late), 1)], [(hint.id, hint.again) for hint in self.push.taken()])
         self.assertEqual(2, ScheduledTask.objects.filter(status="READY").count())
         del fresh
+
+    def test_rows_are_run_if_the_service_does_not_take_their_hints(self) -> None:
+        """It is down; the sweep does the work until it is back."""
+        late, fresh = make_task(), make_task()
+        self.age(late, 90)
+        with (
+            sending(),
+            mock.patch.object(self.push, "send", side_effect=OSError),
+            self.assertLogs("dbtasks.push", "WARNING"),
+        ):
+            swept = dbtasks.sweep()
+
+        self.assertEqual((2, 0, False), (swept.succeeded, swept.hinted, swept.is_due_left))
+        self.assertEqual(2, ScheduledTask.objects.filter(pk__in=(late, fresh)).count())
 
     def test_where_nothing_is_sent_rows_are_run(self) -> None:
         """On a laptop, or in the tests of a project, nobody else would."""
