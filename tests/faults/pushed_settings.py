@@ -24,5 +24,5 @@ TASKS["default"]["OPTIONS"]["push"] = Post(
     body={"target": "{target}", "signature": "{signature}", "delay": "{delay}"},
     at="http://127.0.0.1:9",
     bulk=int(os.environ["FAULTS_BULK"]) or None,
-    late=2,
+    late=1,
 )
