@@ -164,7 +164,10 @@ class CloudTasksService:
             error = {"code": refused.status, "message": str(refused), "status": refused.name}
             if refused.status == 400 and refused.name == "INVALID_ARGUMENT":
                 self.faults.append(str(refused))
-            return _json(refused.status, {"error": error})
+            answer = _json(refused.status, {"error": error})
+            if 300 <= refused.status < 400:
+                answer = answer._replace(headers={**answer.headers, "Location": "/elsewhere"})
+            return answer
         return _json(200, json.loads(self._types.Task.to_json(task)))
 
     def _create(self, request: Request) -> Any:

@@ -280,7 +280,8 @@ class CertificateTests(TokenTestCase):
         self.assertIsNotNone(self.who(new.token()))
         self.assertIsNotNone(self.who(self.signer.token()))
         for number in range(20):
-            self.assert_refused(Signer(f"forged-{number}").token(), "signed with an unknown key")
+            forged = self.signer.token({"kid": f"forged-{number}"})
+            self.assert_refused(forged, "signed with an unknown key")
         self.assertEqual(2, self.fetches())
 
     def test_an_outage_later(self):

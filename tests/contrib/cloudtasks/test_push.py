@@ -319,15 +319,16 @@ class OutageTests(PushTestCase):
 
     def test_no_token_can_be_had(self):
         """The server of tokens fails, hangs, or has no permission."""
-        for answer in (Answer(503), Answer(403), None):
+        for answer in (Answer(503), Answer(403), None, "refused"):
             server = self.enterContext(Loopback(lambda request, answer=answer: answer))
             server.is_hanging = answer is None
             started = time.monotonic()
-            push = self.make(credentials=fetched(server.origin))
+            url = "http://127.0.0.1:1" if answer == "refused" else server.origin
+            credentials = fetched(url)
             with self.assertRaisesMessage(NotSent, "no token"):
-                push.send([hint()])
+                self.make(credentials=credentials).send([hint()])
             self.assertLess(time.monotonic() - started, 2.5)
-            self.assertEqual(1, len(server.received))
+            self.assertEqual(1, credentials.tries)
         self.assertEqual([], self.service.requests)
 
     def test_no_credentials(self):
@@ -350,12 +351,16 @@ def fetched(url: str) -> Any:
     from google.auth import credentials, exceptions
 
     class Credentials(credentials.Credentials):
+        tries = 0
+
         def refresh(self, request: Any) -> None:
             # As google.auth.compute_engine and google.oauth2 do: again and again.
             for _ in range(5):
+                self.tries += 1
                 try:
                     answer = request(url=url, method="GET", timeout=120)
-                    break
+                    if answer.status < 500:
+                        break
                 except exceptions.TransportError:
                     continue
             if answer.status != 200:
@@ -449,6 +454,7 @@ class SessionTests(PushTestCase):
         self.push.send([hint()])
 
         self.assertEqual(3, len(self.service.tasks))
+        self.assertEqual(2, self.service.connections)
 
 
 class HomeTests(SimpleTestCase):
