@@ -17,7 +17,7 @@ from django.utils import timezone, translation
 
 from dbtasks import checks
 from dbtasks.contrib import aws
-from dbtasks.contrib.aws import SQS, function, handler, is_ours
+from dbtasks.contrib.aws import SQS, function, handler, is_ours, sqs
 from dbtasks.contrib.aws.events import Message, body_of
 from dbtasks.models import ScheduledTask
 from dbtasks.push import Hint, NotSent
@@ -185,6 +185,9 @@ class SendTests(SQSTestCase):
     def test_a_delay_is_never_too_short_nor_too_long(self):
         """It is rounded up, for an early message would only be sent on."""
         push, now = SQS(self.url, endpoint=self.endpoint), timezone.now()
+        push.client()
+        clock = self.enterContext(mock.patch.object(sqs, "datetime"))
+        clock.now.return_value = now
         for seconds, expected in {-5: 0, 0.2: 1, 59.5: 60, 899.5: 900, 905: 900}.items():
             with mock.patch.object(push.client(), "send_message_batch", return_value={}) as send:
                 push.send(self.hints(1, run_after=now + timedelta(seconds=seconds)))
