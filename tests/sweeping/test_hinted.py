@@ -52,7 +52,7 @@ class HintedTests(TransactionTestCase):
 
     def test_a_row_that_is_due_soon_is_waited_for(self) -> None:
         """The clock of the service may be ahead."""
-        due = store.now(DB) + timedelta(seconds=0.3)
+        due = store.now(DB) + timedelta(seconds=1.5)
         enqueued = tasks.add.using(run_after=due).enqueue(1, 2)
 
         self.assertTrue(hinted(enqueued.id).ran)

@@ -141,12 +141,13 @@ class BudgetTests(TransactionTestCase):
 
     def test_the_watch_overlaps_with_tasks(self) -> None:
         """And what was rescued runs in the same sweep."""
-        for _ in range(5):
+        for _ in range(8):
             pause.enqueue(0.5)
         swept = dbtasks.sweep(max_seconds=10)
 
-        self.assertEqual((1, 6), (swept.rescued, swept.succeeded))
-        self.assertLess(swept.seconds, 4.3)
+        self.assertEqual((1, 9), (swept.rescued, swept.succeeded))
+        # The tasks take four, and the watch two.
+        self.assertLess(swept.seconds, 5)
 
     def test_max_tasks_does_not_keep_a_sweep_from_the_rescue(self) -> None:
         """Otherwise a backlog would. The row itself is for the next sweep."""
@@ -171,6 +172,7 @@ class BudgetTests(TransactionTestCase):
         try:
             swept = dbtasks.sweep(max_seconds=4)
             hinted = run_hinted(Door(), "default", self.claim.id)
+            self.assertLess(hinted.seconds, 4)
         finally:
             over.set()
             thread.join()
