@@ -14,7 +14,7 @@ from django.tasks import task_backends
 from django.test import TransactionTestCase
 
 from dbtasks import rescue, store
-from dbtasks.liveness import heartbeat
+from dbtasks.liveness import beat, heartbeat
 from dbtasks.liveness.beat import alive
 from dbtasks.liveness.identity import host_key
 from dbtasks.models import ScheduledTask, Worker
@@ -198,6 +198,18 @@ class InlineTests(ProcessTestCase):
             until(lambda: Worker.objects.get().beat > 2, "The third beat")
 
         self.assertFalse(Worker.objects.exists())
+
+    def test_its_beats_come_on_time(self):
+        """Others count on that: they watch it for little more than the time between two."""
+        with mock.patch.object(beat, "time", mock.Mock(monotonic=lambda: now)):
+            now = 100.0
+            one = beat.Beat(DB, register("me"), 1.5, None)
+            now += 1.0
+            self.assertEqual(0.5, one.round())
+            now += 0.5
+            self.assertEqual(1.0, one.round())
+
+        self.assertEqual(1, Worker.objects.get().beat)
 
     def test_one_that_left_a_row_running_is_missed(self):
         """When the database went away under its outcome, the name stays behind."""

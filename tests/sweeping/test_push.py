@@ -13,6 +13,7 @@ from dbtasks.liveness.identity import host_key
 from dbtasks.models import ScheduledTask
 from dbtasks.sweeping import run_due, sweep_through
 
+from .. import tasks
 from ..support.hints import Recorder, sending, with_push
 from ..support.rows import DB, make_task
 from ..support.workers import register
@@ -56,6 +57,19 @@ class PushTests(TransactionTestCase):
 
         self.assertEqual((2, 0, False), (swept.succeeded, swept.hinted, swept.is_due_left))
         self.assertEqual(2, ScheduledTask.objects.filter(pk__in=(late, fresh)).count())
+
+    def test_rows_whose_time_has_come_get_the_hint_that_the_service_could_not_hold(self) -> None:
+        """It holds hints for ten minutes at most, so none was sent when the row was written."""
+        self.push.longest = timedelta(minutes=10)
+        with sending():
+            id = tasks.add.using(run_after=store.now(DB) + timedelta(hours=1)).enqueue(1, 2).id
+            before = self.push.taken()
+            past = store.now(DB) - timedelta(seconds=1)
+            ScheduledTask.objects.filter(pk=id).update(run_after=past)
+            dbtasks.sweep()
+
+        self.assertEqual([], before)
+        self.assertEqual([id], [hint.id for hint in self.push.taken()])
 
     def test_where_nothing_is_sent_rows_are_run(self) -> None:
         """On a laptop, or in the tests of a project, nobody else would."""
