@@ -149,6 +149,8 @@ class Scheduler(RoundService):
         ticks, skipped = due_ticks(schedule, row, now, self._grace)
         entry = self._entries[row.key] if row.origin == periodic.SETTINGS else entry_of(row)
         making = Making(self._backend, entry, ticks, _state(row), on_end=self._wakeup.set)
+        # The connection of a caller of catch_up() is left to the caller.
+        making.keeps_connections = self.is_alive
         making.skipped, making.next_tick = skipped, schedule.next(now)
         # Only a project's own function may take long, or leave a transaction open.
         making.start(in_thread=self.is_alive and (callable(entry.args) or callable(entry.kwargs)))
@@ -199,6 +201,7 @@ class Making:
         self.ticks, self.row = ticks, row
         self.skipped: datetime | None = None
         self.next_tick: Any = None
+        self.keeps_connections = True
         self._made: list[Made] = []
         self._error: BaseException | None = None
         self._ended = threading.Event()
@@ -236,7 +239,7 @@ class Making:
         finally:
             # A transaction that a project's function left open must not roll back the tick.
             if is_free:
-                leave_clean(self._entry.task_path, keep=True)
+                leave_clean(self._entry.task_path, keep=self.keeps_connections)
             self._ended.set()
 
     def _work_in_thread(self) -> None:
