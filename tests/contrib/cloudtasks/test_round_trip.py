@@ -9,6 +9,7 @@ from unittest import mock
 from django.test import LiveServerTestCase
 from django.utils import timezone
 
+import dbtasks
 from dbtasks import checks
 from dbtasks.contrib.cloudtasks import OIDC, CloudTasks
 from dbtasks.contrib.http import Bearer, journal
@@ -181,6 +182,31 @@ class DoubleTests(RoundTripTestCase):
         self.assertEqual({200}, set(self.statuses()))
         self.assertEqual([("SUCCESSFUL", 1)] * 20, self.rows())
         self.assertEqual(list(range(20)), sorted(tasks.ran))
+
+
+class LossTests(RoundTripTestCase):
+    """A service that loses hints."""
+
+    knobs = {"lose": 0.4, "seed": 7}
+    options = {"late": 1.0}
+
+    def test_sweeps_find_the_rows(self):
+        """They send further hints, each of which has a name of its own."""
+        for number in range(10):
+            tasks.remember.enqueue(number)
+        hinted = 0
+
+        def are_finished() -> bool:
+            nonlocal hinted
+            hinted += dbtasks.sweep(max_seconds=1).hinted
+            return self.rows() == [("SUCCESSFUL", 1)] * 10
+
+        until(are_finished, "the end of all rows")
+        self.wait()
+
+        self.assertEqual(list(range(10)), sorted(tasks.ran))
+        named = [task for task in self.service.tasks if "-" in task.name.rpartition("/")[2]]
+        self.assertTrue(1 <= len(self.service.lost) <= len(named) <= hinted)
 
 
 class BulkTests(RoundTripTestCase):
