@@ -169,6 +169,9 @@ class Door:
     interrupts: bool = False
     # Whether tasks start without the caller's context variables, such as language and time zone.
     fresh_context: bool = False
+    # Whether Ctrl-C may come in the main thread. Without it, a task that raises KeyboardInterrupt
+    # has failed, and nothing is raised.
+    has_ctrl_c: bool = True
 
 
 class Inline:
@@ -192,7 +195,11 @@ class Inline:
         # What ends with the block; whether there is a block; whether this is a live worker.
         self._life = ExitStack()
         self._has_life = self._is_known = False
-        self._bounds = Bounds(self.door.deadline, interrupts=self.door.interrupts)
+        self._bounds = Bounds(
+            self.door.deadline,
+            interrupts=self.door.interrupts,
+            has_ctrl_c=self.door.has_ctrl_c,
+        )
         # What holds others back while a quarantined row runs.
         self._alone = ExitStack()
         # The attempt that runs now.

@@ -271,7 +271,7 @@ class _Ticks:
 
     def __init__(self) -> None:
         self._schedulers: dict[str, Scheduler] = {}
-        self._lock = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
         setting_changed.connect(self._forget)
 
     def fire(self, backend: DatabaseBackend, grace: timedelta) -> int:
@@ -279,13 +279,14 @@ class _Ticks:
 
         If another thread of this process does that now, leave it to that.
         """
-        if not self._lock.acquire(blocking=False):
+        lock = self._locks.setdefault(backend.alias, threading.Lock())
+        if not lock.acquire(blocking=False):
             return 0
         try:
             scheduler = self._scheduler(backend)
             return 0 if scheduler is None else scheduler.catch_up(grace)
         finally:
-            self._lock.release()
+            lock.release()
 
     def _scheduler(self, backend: DatabaseBackend) -> Scheduler | None:
         if backend.alias not in self._schedulers:

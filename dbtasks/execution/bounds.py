@@ -25,13 +25,18 @@ RELEASE_BEFORE = 10.0
 
 
 class BoundedAttempt(Attempt):
-    """An attempt that is asked to end at `release_at`, on the monotonic clock."""
+    """An attempt that is asked to end at `release_at`, on the monotonic clock.
 
-    __slots__ = ("loop", "release_at")
+    Without `has_ctrl_c` a KeyboardInterrupt is an error of the task.
+    """
 
-    def __init__(self, context: WorkerContext, claim: Claim, release_at: float) -> None:
+    __slots__ = ("has_ctrl_c", "loop", "release_at")
+
+    def __init__(
+        self, context: WorkerContext, claim: Claim, release_at: float, *, has_ctrl_c: bool
+    ) -> None:
         super().__init__(context, claim)
-        self.release_at = release_at
+        self.release_at, self.has_ctrl_c = release_at, has_ctrl_c
         # The event loop and the asyncio task of a coroutine that can be interrupted.
         self.loop: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
 
@@ -40,6 +45,10 @@ class BoundedAttempt(Attempt):
             self.ask(TaskReleased())
         return super().asked()
 
+    @property
+    def interrupted(self) -> bool:
+        return self.has_ctrl_c and super().interrupted
+
 
 class Bounds:
     """Runs the attempts of one caller, one at a time, within its bounds.
@@ -47,9 +56,11 @@ class Bounds:
     `deadline` is the end of the caller's time, on the monotonic clock. With `interrupts`, an
     attempt is interrupted at its timeout and when it is cancelled; otherwise it is only asked.
     Inside the transaction of a TestCase nothing is interrupted, because that ends connections.
+    `has_ctrl_c` is whether Ctrl-C may come.
     """
 
-    def __init__(self, deadline: float | None, *, interrupts: bool) -> None:
+    def __init__(self, deadline: float | None, *, interrupts: bool, has_ctrl_c: bool) -> None:
+        self._has_ctrl_c = has_ctrl_c
         self.release_at = math.inf if deadline is None else deadline - RELEASE_BEFORE
         self._deadlines: Deadlines | None = None
         if interrupts:
@@ -65,7 +76,7 @@ class Bounds:
 
     def attempt(self, context: WorkerContext, claim: Claim) -> BoundedAttempt:
         """Return an attempt of the claim."""
-        return BoundedAttempt(context, claim, self.release_at)
+        return BoundedAttempt(context, claim, self.release_at, has_ctrl_c=self._has_ctrl_c)
 
     def run(self, attempt: BoundedAttempt) -> Outcome:
         """Run the attempt in this thread; return its outcome."""

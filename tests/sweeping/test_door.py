@@ -17,6 +17,7 @@ from dbtasks.inline import Crowded, Door, Inline
 from dbtasks.models import ScheduledTask, Worker
 from dbtasks.sweeping import run_due, sweep_through
 
+from .. import tasks as tests_tasks
 from ..support import tasks
 from ..support.gates import GateMixin
 from ..support.rows import make_task, row
@@ -131,6 +132,34 @@ class TestedInterruptTests(TestCase):
 
         self.assertEqual(2, run_due(INTERRUPTS).succeeded)
         self.assertEqual(2, ScheduledTask.objects.count())
+
+
+class CtrlCTests(TransactionTestCase):
+    """Ctrl-C ends a command, and a web server never sees one."""
+
+    def test_a_task_that_raises_it_has_failed_where_none_may_come(self) -> None:
+        """Otherwise the row would bring down one server after the other."""
+        for how in ({}, {"interrupts": True}):
+            with self.subTest(how):
+                tests_tasks.interrupt.enqueue()
+                [result] = run_due(Door(has_ctrl_c=False, **how)).results
+
+                self.assertEqual(["builtins.KeyboardInterrupt"], errors(result))
+
+    def test_a_sweep_in_a_command_ends(self) -> None:
+        """The row is requeued."""
+        result = tests_tasks.interrupt.enqueue()
+        with self.assertRaises(KeyboardInterrupt):
+            dbtasks.sweep()
+
+        self.assertEqual(("READY", 1), (row(result.id).status, row(result.id).releases))
+
+    def test_other_ends_of_a_process_are_errors(self) -> None:
+        """The next task finds all as it was."""
+        tests_tasks.failing_task_system_exit.enqueue()
+        make_task()
+
+        self.assertEqual((2, 1, 1), dbtasks.sweep()[:3])
 
 
 class DeadlineTests(GateMixin, TransactionTestCase):

@@ -73,7 +73,12 @@ class Clock:
 
     def door(self) -> Door:
         """Return what the core may do. One event comes at a time, so each row runs alone."""
-        return Door(deadline=time.monotonic() + self.left, interrupts=True, fresh_context=True)
+        return Door(
+            deadline=time.monotonic() + self.left,
+            interrupts=True,
+            fresh_context=True,
+            has_ctrl_c=False,
+        )
 
 
 def _run_batch(records: list[dict[str, Any]], clock: Clock) -> dict[str, Any]:

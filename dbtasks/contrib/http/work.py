@@ -59,6 +59,7 @@ class Call(NamedTuple):
             deadline=None if deadline is None else self.started + deadline,
             interrupts=True,
             fresh_context=True,
+            has_ctrl_c=False,
         )
 
 
