@@ -4,7 +4,6 @@ Owns the order of method, size, credential, parameters, slot and work, and the c
 Never says to the sender why a credential was not accepted.
 """
 
-import contextvars
 import time
 from collections.abc import Callable
 from typing import Any
@@ -96,12 +95,10 @@ def _work(
         auth, who = _vouched(mount, endpoint, request, id)
         given = _given(mount, endpoint, request, auth)
         call = Call(mount, isinstance(auth, Signed), given, id, started)
-        # What the request has set for itself, such as its language, does not reach the tasks.
-        work = contextvars.Context().run
         if not endpoint.runs_tasks:
-            return who, work(endpoint.work, call)
+            return who, endpoint.work(call)
         with mount.gate.slot():
-            return who, work(endpoint.work, call)
+            return who, endpoint.work(call)
     except body.Invalid as error:
         raise _Refused(400, str(error)) from None
     except _Refused as error:

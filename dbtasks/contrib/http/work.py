@@ -58,6 +58,7 @@ class Call(NamedTuple):
             alone=partial(_alone, self.mount.max_seconds),
             deadline=None if deadline is None else self.started + deadline,
             interrupts=True,
+            # What the request has set for itself, such as its language, does not reach the task.
             fresh_context=True,
             has_ctrl_c=False,
         )

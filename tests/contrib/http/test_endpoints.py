@@ -2,8 +2,11 @@
 
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
+from django.db import connections
 from django.test import TransactionTestCase
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from dbtasks import store
@@ -320,6 +323,32 @@ class HintTests(EndpointTestCase):
 
         self.answer("run/", {"max_tasks": 5})
         self.assertEqual([], [hint for hint in self.push.taken() if hint.id is None])
+
+    def test_a_drain_that_ran_nothing_sends_no_hint(self):
+        """What is left cannot be run here, and would not end."""
+        tasks.remember.enqueue(1)
+        self.push.taken()
+        with mock.patch("dbtasks.inline.Inline.claim", return_value=None):
+            answer = self.answer("run/", headers=self.hint(None))
+
+        self.assertEqual((0, True), (answer["ran"], answer["due_left"]))
+        self.assertEqual([], self.push.taken())
+
+    def test_a_hint_with_another_credential_is_a_hint(self):
+        """Cloud Tasks sends a token beside the signature."""
+        with self.assertLogs("dbtasks.http", "INFO") as logs:
+            self.answer("run/", headers=self.hint(None) | BEARER)
+
+        self.assertEqual("hint", logs.records[0].who)
+
+    def test_a_duplicate_costs_little(self):
+        """The row is looked at, and nothing is written."""
+        result = tasks.remember.enqueue(1)
+        self.answer(f"run/{result.id}/", headers=self.hint(result.id))
+        with CaptureQueriesContext(connections["default"]) as queries:
+            self.answer(f"run/{result.id}/", headers=self.hint(result.id))
+
+        self.assertLessEqual(len(queries), 3, queries.captured_queries)
 
     def test_an_early_hint_is_sent_on(self):
         """For the time when its row is due; its attempts stay as they are."""
