@@ -47,16 +47,20 @@ _journal = Journal()
 
 def answered(scope: str, backend: str, who: str, seconds: float, counts: dict[str, Any]) -> None:
     """Log one request that was answered: what was asked, by whom, and the counts of the answer."""
+    shown = {name: value for name, value in counts.items() if isinstance(value, int | str)}
     fields = {
         "event": "http.answered",
         "endpoint": scope,
-        "backend": backend,
         "who": who,
         "duration_s": round(seconds, 3),
-        **{name: value for name, value in counts.items() if isinstance(value, int | str)},
+        "task_id": shown.get("id"),
     }
-    text = ", ".join(f"{name} {value}" for name, value in list(fields.items())[5:])
-    logger.info("%s of %s by %s in %.2f s: %s", scope, backend, who, seconds, text, extra=fields)
+    text = ", ".join(f"{name} {value}" for name, value in shown.items())
+    logger.info(
+        "%s of %s by %s in %.2f s: %s",
+        *(scope, backend, who, seconds, text),
+        extra=shown | fields | {"backend": backend},
+    )
 
 
 def turned_away(scope: str, backend: str, why: str, address: str) -> None:
