@@ -48,6 +48,7 @@ PAGES = {
     "contributing": ROOT / "CONTRIBUTING.md",
     "changelog": ROOT / "CHANGELOG.md",
     "results": ROOT / "benchmarks" / "RESULTS.md",
+    "cloudrun": ROOT / "demo" / "deployment" / "cloudrun" / "README.md",
 }
 _LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
 
