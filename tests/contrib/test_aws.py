@@ -5,9 +5,10 @@ import os
 from collections.abc import Iterable
 from datetime import timedelta
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from unittest import mock
+from unittest import mock, skipUnless
 from uuid import uuid4
 
 import yaml
@@ -301,6 +302,7 @@ class SettingsTests(SimpleTestCase):
                 with mock.patch.dict(os.environ, {name: "x"}):
                     self.assertTrue(SQS(self.URL).is_at_home())
 
+    @skipUnless(find_spec("boto3"), "boto3 is not installed")
     def test_no_client_is_made_before_the_first_hint(self):
         """Neither by settings nor by the checks; the handler alone sets Django up."""
         settings = """

@@ -352,6 +352,7 @@ class SettingsTests(SimpleTestCase):
         """It can be imported before apps are loaded; the checks say what is missing."""
         run_script(WITHOUT)
 
+    @needs_google
     def test_nothing_is_imported_or_asked_without_a_hint(self):
         """Neither by the settings nor by the checks, on Cloud Run as on a laptop."""
         run_script(IDLE, "dbtasks.W025")
