@@ -48,7 +48,7 @@ def _times(calls: list[Callable[[], Any]]) -> float:
 def _running(few: int, runs: int) -> Iterator[Row]:
     from dbtasks import run_task
     from dbtasks.hinted import run_hinted
-    from dbtasks.inline import Door
+    from dbtasks.door import Door
 
     reference, plain, hinted, again = [], [], [], []
     door = Door(interrupts=True, fresh_context=True)
@@ -90,7 +90,7 @@ def _statements(id: str) -> int:
     from django.test.utils import CaptureQueriesContext
 
     from dbtasks.hinted import run_hinted
-    from dbtasks.inline import Door
+    from dbtasks.door import Door
 
     with CaptureQueriesContext(connection) as captured:
         run_hinted(Door(), "default", id)

@@ -13,8 +13,9 @@ from django.db import connections
 
 from . import store
 from .base.result import FAILED, FINISHED, READY, RUNNING, TaskResult
+from .door import Door
 from .execution.attempt import Attempt
-from .inline import Door, Inline, result_of
+from .inline import Inline, result_of
 from .liveness.identity import is_gone
 from .models import Hold, ScheduledTask, Worker
 from .store import Claim, Outcome

@@ -8,11 +8,10 @@ its Door allows it: at a timeout only `context.should_stop` becomes True.
 """
 
 import logging
+import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from contextvars import Context, copy_context
-from dataclasses import dataclass
 from typing import Any, Self
 from uuid import UUID
 
@@ -26,6 +25,7 @@ from .backend import check_backend
 from .base import payload
 from .base.result import FAILED, READY, TaskResult, make_errors, make_result
 from .db.isolation import isolated, refuse_transaction
+from .door import Door
 from .exceptions import TaskNotDue, TaskNotFound
 from .execution.attempt import Attempt
 from .execution.bounds import Bounds
@@ -56,18 +56,24 @@ def process_one(queue_name: str | None = None, backend: str = "default") -> Task
 
 
 def process_tasks(
-    max_tasks: int | None = None, queue_name: str | None = None, backend: str = "default"
+    max_tasks: int | None = None,
+    queue_name: str | None = None,
+    backend: str = "default",
+    *,
+    max_seconds: float | None = None,
 ) -> list[TaskResult]:
     """Run due rows one after the other until none is left; return their results in that order.
 
-    `max_tasks` limits their number, because tasks may enqueue more tasks. At the end, rows of lost
-    workers are rescued and run too. If a worker only looks lost, this waits until that is certain,
-    about a third of the option `worker_timeout`. Apart from that it behaves as process_one() does.
+    `max_tasks` limits their number, because tasks may enqueue more tasks, and `max_seconds` says
+    when the last one may start. At the end, rows of lost workers are rescued and run too. If a
+    worker only looks lost, this waits until that is certain, about a third of the option
+    `worker_timeout`. Apart from that it behaves as process_one() does.
     """
     results: list[TaskResult] = []
+    end = math.inf if max_seconds is None else time.monotonic() + max_seconds
     with Inline(backend) as inline:
-        while max_tasks is None or len(results) < max_tasks:
-            claim = inline.claim(queue_name) or inline.claim_rescued(queue_name)
+        while (max_tasks is None or len(results) < max_tasks) and time.monotonic() < end:
+            claim = inline.claim(queue_name) or inline.claim_rescued(queue_name, end)
             if claim is None:
                 break
             if result := inline.result(claim):
@@ -148,32 +154,6 @@ def _why_not(result: TaskResult) -> str:
     return f"Task {result.id} {why}"
 
 
-class Crowded(Exception):
-    """Raised by Door.alone() if other tasks run and do not end soon."""
-
-
-@dataclass(frozen=True, slots=True)
-class Door:
-    """What a way into the process allows the tasks that it runs.
-
-    The default is what process_one() does.
-    """
-
-    # Returns a context manager in which nothing else runs, for a quarantined row. It is entered
-    # before the row is claimed. It may raise Crowded: then the row is left READY.
-    alone: Callable[[], AbstractContextManager[Any]] = nullcontext
-    # When the caller's time is over, on the monotonic clock. Ten seconds before that, a running
-    # task is asked to end as by a runner that stops. None is never.
-    deadline: float | None = None
-    # Whether a task is interrupted at its timeout, and when it is cancelled.
-    interrupts: bool = False
-    # Whether tasks start without the caller's context variables, such as language and time zone.
-    fresh_context: bool = False
-    # Whether Ctrl-C may come in the main thread. Without it, a task that raises KeyboardInterrupt
-    # has failed, and nothing is raised.
-    has_ctrl_c: bool = True
-
-
 class Inline:
     """Claims and runs rows of one backend, one at a time, in the thread that calls it.
 
@@ -245,17 +225,19 @@ class Inline:
                 self._alone = stack.pop_all()
         return claim
 
-    def claim_rescued(self, queue_name: str | None = None) -> Claim | None:
+    def claim_rescued(self, queue_name: str | None = None, end: float = math.inf) -> Claim | None:
         """Claim the first row that is due once rows of lost workers are rescued; None if none is.
 
-        Waits while a worker looks lost, and does nothing inside the transaction of a TestCase.
+        Waits while a worker looks lost, until `end` on the monotonic clock. Does nothing inside the
+        transaction of a TestCase.
         """
         while not connections[self.db].in_atomic_block:
             if self.rescue() and (claim := self.claim(queue_name)):
                 return claim
-            if not self.silent:
+            left = end - time.monotonic()
+            if not self.silent or left <= 0:
                 break
-            time.sleep(self.silent.interval)
+            time.sleep(min(self.silent.interval, left))
         return None
 
     def rescue(self) -> list[ScheduledTask]:

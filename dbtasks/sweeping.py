@@ -18,9 +18,10 @@ from . import store
 from .backend import DatabaseBackend
 from .base import registry
 from .base.result import FAILED, READY, SUCCESSFUL, TaskResult
+from .door import Crowded, Door
 from .execution.bounds import RELEASE_BEFORE
 from .firing import GRACE
-from .inline import Crowded, Door, Inline
+from .inline import Inline
 from .runner.purger import PURGE_PAUSE, warn_of_protected
 from .runner.scheduler import Scheduler
 from .wakeup import hints

@@ -122,6 +122,8 @@ class Scheduler(RoundService):
         if self._entries and not self._has_found:
             # All are paused, or the table was emptied since they were declared.
             self._declared = False
+            with call_timeout(connections[self._db]):
+                self._keep_declared()
         return self._fired - before
 
     def _try(self, row: PeriodicTask, now: datetime) -> None:

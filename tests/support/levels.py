@@ -7,6 +7,7 @@ LEVELS = {
     "distribution": 0,
     "db": 0,
     "events": 0,
+    "door": 0,
     "push": 1,
     "waker": 1,
     "mounted": 1,

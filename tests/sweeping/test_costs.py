@@ -10,9 +10,9 @@ from django.test.utils import CaptureQueriesContext
 
 import dbtasks
 from dbtasks import store
+from dbtasks.door import Door
 from dbtasks.exceptions import TaskNotDue
 from dbtasks.hinted import run_hinted
-from dbtasks.inline import Door
 from dbtasks.store import workers
 
 from .. import tasks

@@ -12,8 +12,9 @@ from django.test import TestCase, TransactionTestCase
 from django.utils import timezone, translation
 
 import dbtasks
+from dbtasks.door import Crowded, Door
 from dbtasks.hinted import run_hinted
-from dbtasks.inline import Crowded, Door, Inline
+from dbtasks.inline import Inline
 from dbtasks.models import ScheduledTask, Worker
 from dbtasks.sweeping import run_due, sweep_through
 

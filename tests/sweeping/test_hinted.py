@@ -7,8 +7,8 @@ from django.test import TransactionTestCase
 
 import dbtasks
 from dbtasks import store
+from dbtasks.door import Door
 from dbtasks.hinted import HintRun, run_hinted
-from dbtasks.inline import Door
 from dbtasks.models import ScheduledTask, Worker
 
 from .. import tasks

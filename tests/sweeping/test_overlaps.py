@@ -6,8 +6,8 @@ from pathlib import Path
 from django.test import TransactionTestCase
 
 import dbtasks
+from dbtasks.door import Door
 from dbtasks.hinted import run_hinted
-from dbtasks.inline import Door
 from dbtasks.models import ScheduledTask, Worker
 
 from ..support.processes import ProcessTestCase

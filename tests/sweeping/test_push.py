@@ -8,7 +8,7 @@ from django.test import TransactionTestCase
 
 import dbtasks
 from dbtasks import store
-from dbtasks.inline import Door
+from dbtasks.door import Door
 from dbtasks.liveness.identity import host_key
 from dbtasks.models import ScheduledTask
 from dbtasks.sweeping import run_due, sweep_through

@@ -1,6 +1,7 @@
 """What sweeps and hints do about workers that are lost, and about those that only look so."""
 
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from django.test import TestCase, TransactionTestCase, override_settings
 
 import dbtasks
 from dbtasks import store
+from dbtasks.door import Door
 from dbtasks.hinted import run_hinted
-from dbtasks.inline import Door
 from dbtasks.liveness.identity import host_key
 from dbtasks.models import ScheduledTask, Worker
 from dbtasks.store import workers
@@ -132,6 +133,13 @@ class BudgetTests(TransactionTestCase):
         self.assertEqual(0, swept.rescued)
         self.assertLess(swept.seconds, 2)
         self.assertEqual("live", Worker.objects.get(pk="elsewhere").state)
+
+    def test_process_tasks_has_a_budget_too(self) -> None:
+        """It waits for nobody beyond that."""
+        began = time.monotonic()
+
+        self.assertEqual([], dbtasks.process_tasks(max_seconds=0.5))
+        self.assertLess(time.monotonic() - began, 2)
 
     def test_nobody_is_waited_for_if_nobody_is_silent(self) -> None:
         """A worker that beats costs no time."""

@@ -86,7 +86,6 @@ class TickTests(TransactionTestCase):
             dbtasks.sweep()
             PeriodicTask.objects.all().delete()
             dbtasks.sweep()
-            dbtasks.sweep()
 
         self.assertEqual(1, PeriodicTask.objects.count())
 

@@ -12,9 +12,9 @@ from typing import Any
 from django.db import Error, close_old_connections
 from django.tasks import DEFAULT_TASK_BACKEND_ALIAS
 
+from ...door import Door
 from ...exceptions import RunnerError
 from ...hinted import run_hinted
-from ...inline import Door
 from ...push import Hint
 from ...sweeping import Swept, run_due, sweep_through
 from ...wakeup import push_of, tell

@@ -15,7 +15,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonR
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 
-from ...inline import Crowded
+from ...door import Crowded
 from ...mounted import MOUNT
 from ...wakeup import push_of
 from . import body, journal

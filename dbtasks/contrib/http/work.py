@@ -18,8 +18,8 @@ from django.utils import timezone
 from ... import stats, store
 from ...backend import backend_of, check_backend
 from ...base.result import FINISHED, TaskResult
+from ...door import Crowded, Door
 from ...hinted import HintRun, run_hinted
-from ...inline import Crowded, Door
 from ...models import ScheduledTask
 from ...push import Hint
 from ...runner.purger import warn_of_protected
