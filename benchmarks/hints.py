@@ -47,8 +47,8 @@ def _times(calls: list[Callable[[], Any]]) -> float:
 
 def _running(few: int, runs: int) -> Iterator[Row]:
     from dbtasks import run_task
-    from dbtasks.hinted import run_hinted
     from dbtasks.door import Door
+    from dbtasks.hinted import run_hinted
 
     reference, plain, hinted, again = [], [], [], []
     door = Door(interrupts=True, fresh_context=True)
@@ -89,8 +89,8 @@ def _statements(id: str) -> int:
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
-    from dbtasks.hinted import run_hinted
     from dbtasks.door import Door
+    from dbtasks.hinted import run_hinted
 
     with CaptureQueriesContext(connection) as captured:
         run_hinted(Door(), "default", id)
