@@ -134,4 +134,5 @@ def forget() -> None:
 
 
 _server = MetadataServer()
-os.register_at_fork(after_in_child=forget)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=forget)
