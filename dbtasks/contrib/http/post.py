@@ -62,8 +62,11 @@ class Post(Push):
         except DurationError as error:
             raise ImproperlyConfigured(f"Post(longest=…): {error}") from None
         self.bulk, self.late = bulk, late
-        for text in _texts([url, self._headers, body]):
+        texts = list(_texts([url, self._headers, body]))
+        for text in texts:
             _check_names(text)
+        _check_url(url)
+        self._needs_target = any("{target}" in text for text in texts)
 
     @property
     def needs_endpoints(self) -> bool:
@@ -104,10 +107,12 @@ class Post(Push):
     def _values(self, hint: Hint) -> dict[str, str]:
         """Return what is known of the hint, by name."""
         values = {"queue": hint.queue_name, "signature": sign(hint.backend, hint.id)}
-        if self._origin is not None:
+        if self._needs_target:
+            if self._origin is None:
+                raise NotSent(
+                    "the address of this site is not known: set Post(at=…) or DBTASKS_URL"
+                )
             values["target"] = target(hint, self._origin)
-        elif self._needs_origin():
-            raise NotSent("the address of this site is not known: set Post(at=…) or DBTASKS_URL")
         if hint.id is not None:
             values["id"] = hint.id
         if hint.run_after is not None:
@@ -116,9 +121,6 @@ class Post(Push):
             values |= {"delay": str(max(0, ceil(left)))}
             values |= {"not_before": str(ceil(hint.run_after.timestamp()))}
         return values
-
-    def _needs_origin(self) -> bool:
-        return any("{target}" in text for text in _texts([self._url, self._headers, self._body]))
 
     def check(self, alias: str) -> Iterator[CheckMessage]:
         """Yield what is wrong with the URLs of the service and of this site."""
@@ -134,7 +136,7 @@ class Post(Push):
 
     def check_deployment(self, alias: str) -> Iterator[CheckMessage]:
         """Yield a warning if the address of this site is needed and not known."""
-        if self._origin is None and self._needs_origin():
+        if self._origin is None and self._needs_target:
             yield no_origin(alias, "Post(at=…)")
 
     def __repr__(self) -> str:
@@ -151,6 +153,17 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for each in value:
             yield from _texts(each)
+
+
+def _check_url(url: str) -> None:
+    """Raise ImproperlyConfigured, without the URL in it, unless a service may have that URL."""
+    try:
+        parts = urlsplit(_PLACEHOLDER.sub("0", url))
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise ImproperlyConfigured("Post(url) must be the URL of a service: 'https://…'.")
 
 
 def _check_names(text: str) -> None:

@@ -13,8 +13,6 @@ from itertools import islice
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.utils import timezone
-
 from ... import stats, store
 from ...backend import backend_of, check_backend
 from ...base.result import FINISHED, TaskResult
@@ -25,6 +23,7 @@ from ...push import Hint
 from ...runner.purger import warn_of_protected
 from ...sweeping import Swept, run_due, sweep_through
 from ...wakeup import push_of, tell
+from ...wakeup.hints import aware
 from .body import Age, Flag, Invalid, Kind, Number, QueueName, Statuses
 from .config import Mount
 from .gate import Full, alone
@@ -220,10 +219,8 @@ def _shown(result: TaskResult) -> dict[str, Any]:
 
 def _time(at: datetime | None) -> str | None:
     """Return the time in UTC, in ISO format."""
-    if at is None:
-        return None
-    aware = timezone.make_aware(at) if timezone.is_naive(at) else at
-    return aware.astimezone(UTC).isoformat(timespec="milliseconds")
+    moment = aware(at)
+    return None if moment is None else moment.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
 def _kinds_of_sweep(mount: Mount) -> dict[str, Kind]:

@@ -1,15 +1,17 @@
 """What the endpoints do and answer."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
+from zoneinfo import ZoneInfo
 
 from django.db import connections
-from django.test import TransactionTestCase
+from django.test import TransactionTestCase, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from dbtasks import store
+from dbtasks.contrib.http import views
 from dbtasks.models import ScheduledTask, Worker
 from dbtasks.push import HEADER, sign
 
@@ -232,6 +234,40 @@ class StatusTests(EndpointTestCase):
     def test_status_is_never_cached(self):
         """An old answer would hide what has happened since."""
         self.assertIn("no-store", get("status/")["cache-control"])
+
+
+@override_settings(USE_TZ=False, TIME_ZONE="Europe/Berlin")
+class NaiveTimeTests(EndpointTestCase):
+    """Without USE_TZ."""
+
+    def test_times_are_in_utc(self):
+        """Whatever time zone the request has set; an early hint is sent on for the right time."""
+
+        def in_tokyo(handler: Any) -> Any:
+            def middleware(request: Any) -> Any:
+                with timezone.override("Asia/Tokyo"):
+                    return handler(request)
+
+            return middleware
+
+        push = Recorder()
+        self.enterContext(with_push(push))
+        self.enterContext(sending())
+        self.enterContext(mock.patch.object(views, "in_tokyo", in_tokyo, create=True))
+        middleware = ["dbtasks.contrib.http.views.in_tokyo"]
+        self.enterContext(override_settings(MIDDLEWARE=middleware))
+        at = datetime.now(UTC) + LATER
+        naive = at.astimezone(ZoneInfo("Europe/Berlin")).replace(tzinfo=None)
+        result = tasks.add.using(run_after=naive).enqueue(1, 2)
+        push.taken()
+
+        answer = self.answer(f"run/{result.id}/", headers={HEADER: sign("default", result.id)})
+
+        text = at.isoformat(timespec="milliseconds")
+        self.assertEqual(("not due", text), (answer["why"], answer["next_due"]))
+        self.assertEqual(text, get("status/").json()["next_due"])
+        [hint] = push.taken()
+        self.assertLess(abs(hint.run_after - at), timedelta(seconds=1))
 
 
 class PurgeTests(EndpointTestCase):

@@ -198,6 +198,13 @@ class ArgumentTests(SimpleTestCase):
             with self.assertRaisesMessage(ImproperlyConfigured, "Did you mean {target}?"):
                 Post(**arguments)  # type: ignore[arg-type]
 
+    def test_urls_that_are_none(self):
+        """They are refused in settings; the message holds no key."""
+        for url in ("", "s.example/key", "ftp://s.example", "https://", "{target}", "https://[::1"):
+            with self.assertRaises(ImproperlyConfigured) as raised:
+                Post(url)
+            self.assertNotIn("key", str(raised.exception))
+
     def test_limits(self):
         """`longest` is a duration; the others are those of Push."""
         push = Post("https://s.example", longest="7d", bulk=None, late=60)
