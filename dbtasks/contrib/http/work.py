@@ -219,8 +219,8 @@ def _shown(result: TaskResult) -> dict[str, Any]:
 
 def _time(at: datetime | None) -> str | None:
     """Return the time in UTC, in ISO format."""
-    moment = aware(at)
-    return None if moment is None else moment.astimezone(UTC).isoformat(timespec="milliseconds")
+    when = aware(at)
+    return None if when is None else when.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
 def _kinds_of_sweep(mount: Mount) -> dict[str, Kind]:

@@ -198,7 +198,7 @@ class UvicornTests(SiteTestCase):
         _, second = self.server(**fast)
 
         def runs() -> bool:
-            return bool(hint(second, row.id)[1]["ran"])
+            return bool(hint(second, row.id)[1].get("ran"))
 
         until(runs, "The rescue")
         self.wait_for_status(row, "SUCCESSFUL")
