@@ -52,6 +52,10 @@ class Ledger:
             cursor.execute(f"DROP TABLE {TABLE}")
         self._connections.close_all()
 
+    def hang_up(self) -> None:
+        """Close the connection of this thread."""
+        self._connections.close_all()
+
     def note(self, task: str, attempt: int, what: str) -> None:
         """Write one entry."""
         with self._connection.cursor() as cursor:
@@ -73,9 +77,14 @@ class Ledger:
 _ours: Ledger | None = None
 
 
-def note(context: Any, what: str) -> None:
-    """Write an entry for the running attempt, in the ledger that the environment names."""
+def note(context: Any, what: str, *, is_last: bool = False) -> None:
+    """Write an entry for the running attempt, in the ledger that the environment names.
+
+    With `is_last` this thread, which may end now, keeps no connection to it.
+    """
     global _ours
     if _ours is None:
         _ours = Ledger(os.environ[VARIABLE])
     _ours.note(context.task_result.id, context.attempt, what)
+    if is_last:
+        _ours.hang_up()

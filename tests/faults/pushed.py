@@ -15,30 +15,35 @@ STUMBLES, FAILURES = 2, 2
 PACE = 0.2
 
 
+def _note(context: Any, what: str) -> None:
+    # Each request has a thread of its own.
+    note(context, what, is_last=True)
+
+
 @dbtasks.task(takes_context=True)
 def succeed(context: Any) -> int:
     """Succeed."""
-    note(context, "start")
+    _note(context, "start")
     time.sleep(PACE)
-    note(context, "end")
+    _note(context, "end")
     return int(context.attempt)
 
 
 @dbtasks.task(max_attempts=10, backoff=0.2, takes_context=True)
 def stumble(context: Any) -> int:
     """Fail at the first starts."""
-    note(context, "start")
+    _note(context, "start")
     time.sleep(PACE)
     if context.attempt <= STUMBLES:
         raise ValueError(context.attempt)
-    note(context, "end")
+    _note(context, "end")
     return int(context.attempt)
 
 
 @dbtasks.task(max_attempts=FAILURES, backoff=0.2, takes_context=True)
 def fail(context: Any) -> None:
     """Fail."""
-    note(context, "start")
+    _note(context, "start")
     time.sleep(PACE)
     raise ValueError(context.attempt)
 
@@ -46,11 +51,11 @@ def fail(context: Any) -> None:
 @dbtasks.task(takes_context=True)
 def doze(context: Any) -> int:
     """Ask to be run later, at the first start."""
-    note(context, "start")
+    _note(context, "start")
     time.sleep(PACE)
     if context.attempt == 1:
         raise Snooze(0.5)
-    note(context, "end")
+    _note(context, "end")
     return int(context.attempt)
 
 

@@ -65,7 +65,7 @@ class PushTests(StormTestCase):
 
     def storm(self, what: str) -> None:
         """Enqueue, kill, and wait for the end of it all."""
-        count, seconds = size(40, 2000), size(3, 120)
+        count, seconds = size(40, 1500), size(3, 90)
         webs = {port: self.web(port) for port in self.ports}
         sweeper = self.shell(f"sweep_every({INTERVAL})")
         self.runners.append(sweeper)
