@@ -122,7 +122,7 @@ class SweepTests(TransactionTestCase):
         found = json.loads(out)
 
         self.assertEqual(
-            (0, 1, 1, False), (code, found["ran"], found["succeeded"], found["is_due_left"])
+            (0, 1, 1, False), (code, found["ran"], found["succeeded"], found["due_left"])
         )
         self.assertGreater(datetime.fromisoformat(found["next_due"]), store.now(DB))
         self.assertNotIn("results", found)
