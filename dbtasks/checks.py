@@ -272,7 +272,7 @@ def _check_push(backend: DatabaseBackend) -> Iterator[CheckMessage]:
             id="dbtasks.E022",
         )
         return
-    if push.deadline is not None:
+    if isinstance(push.deadline, int | float):
         yield from _check_deadline(backend, where, push.deadline)
     yield from push.check(backend.alias)
 

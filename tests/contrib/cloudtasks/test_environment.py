@@ -20,6 +20,7 @@ from tests.support.loopback import Answer, Loopback, Request
 from tests.support.tokens import needs_google
 
 ROOT = Path(__file__).resolve().parents[3]
+TOKEN = "instance/service-accounts/default/token"
 VALUES = {
     "project/project-id": "shop",
     "instance/region": "projects/1234567890/regions/europe-west1",
@@ -276,7 +277,7 @@ class CloudRunTests(MetadataTestCase):
         self.values |= {
             f"{path}/?recursive=true": json.dumps(account),
             f"{path}/email": account["email"],
-            f"{path}/token": json.dumps({"access_token": "token-1", "expires_in": 3600}),
+            TOKEN: json.dumps({"access_token": "token-1", "expires_in": 3600}),
             "universe/universe-domain": "googleapis.com",
         }
 
@@ -284,7 +285,8 @@ class CloudRunTests(MetadataTestCase):
         if request.path == "/":  # asked whether it is there
             return Answer(200, b"", {"Metadata-Flavor": "Google"})
         if "/token" in request.path:
-            request = request._replace(path=request.path.partition("?")[0])
+            # By "default" or by its email, as the version of google-auth is.
+            request = request._replace(path=f"/computeMetadata/v1/{TOKEN}")
         found = super().answer(request)
         kind = "application/json" if found.body.startswith(b"{") else "application/text"
         return found._replace(headers={**found.headers, "Content-Type": kind})
@@ -314,8 +316,7 @@ class CloudRunTests(MetadataTestCase):
 
     def test_no_token(self):
         """A metadata server that fails, or that hangs when a token is asked for."""
-        token = "instance/service-accounts/default/token"
-        self.values.pop(token)
+        self.values.pop(TOKEN)
         self.assertIn("no token", self.said())
 
         original = self.answer

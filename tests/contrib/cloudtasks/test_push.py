@@ -13,10 +13,12 @@ from django.core.checks import CheckMessage
 from django.test import SimpleTestCase, override_settings, tag
 from django.utils import timezone
 
+from dbtasks import checks
 from dbtasks.contrib.cloudtasks import CloudTasks, environment
 from dbtasks.contrib.http import Post
 from dbtasks.push import HEADER, Hint, NotSent, is_signed
 from dbtasks.wakeup.hints import tell
+from tests.support.backends import backend
 from tests.support.cloudtasks import NO_QUEUE, CloudTasksService
 from tests.support.hints import sending
 from tests.support.loopback import Answer, Loopback
@@ -513,6 +515,9 @@ class CheckTests(SimpleTestCase):
         for deadline in (14, 1801, 0, -1, True, None, "600", float("nan")):
             with self.subTest(deadline):
                 self.assertEqual(["dbtasks.E024"], self.ids(deadline=deadline))
+        options = {"push": CloudTasks(url=SITE, deadline="600"), "timeout": 60}  # type: ignore[arg-type]
+        with self.settings(TASKS=with_queues(["default"], **options)):
+            self.assertIn("dbtasks.E024", [one.id for one in checks.check_backends()])
 
     def test_url(self):
         """https, or this machine."""
@@ -557,5 +562,5 @@ class CheckTests(SimpleTestCase):
             self.assertEqual(["dbtasks.E024"], self.ids(queue="longer-name-{queue}"))
 
 
-def with_queues(names: list[str]) -> dict[str, Any]:
-    return {"default": {"BACKEND": "dbtasks.backend.DatabaseBackend", "QUEUES": names}}
+def with_queues(names: list[str], **options: Any) -> dict[str, Any]:
+    return backend(QUEUES=names, OPTIONS=options)
