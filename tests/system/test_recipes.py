@@ -134,11 +134,18 @@ def pod(manifest: dict[str, Any]) -> Any:
 
 
 def parse(words: list[str]) -> Any:
-    """Return what the command's own parser makes of the words."""
+    """Return what the command's own parser makes of the words; no flag may be cut short."""
     name, *arguments = words[words.index("manage.py") + 1 :]
-    return (
-        load_command_class("dbtasks", name).create_parser("manage.py", name).parse_args(arguments)
-    )
+    parser = load_command_class("dbtasks", name).create_parser("manage.py", name)
+    for each in (parser, *_subparsers(parser)):
+        each.allow_abbrev = False
+    return parser.parse_args(arguments)
+
+
+def _subparsers(parser: Any) -> Iterator[Any]:
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            yield from action.choices.values()
 
 
 class FileTests(SimpleTestCase):
