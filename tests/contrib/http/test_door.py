@@ -1,6 +1,7 @@
 """What happens between a request and its answer: method, size, middleware, outages, logs."""
 
 import logging
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -252,6 +253,7 @@ class MiddlewareTests(DoorTestCase):
         """It exits, breaks a connection, leaves a transaction open: 200, and the next one works."""
         for task in (
             tasks.failing_task_system_exit,
+            tasks.failing_task_keyboard_interrupt,
             tasks.leave_open,
             tasks.break_sql,
             tasks.close_connection,
@@ -386,6 +388,20 @@ class DeadlineTests(DoorTestCase):
             answer = post(f"run/{result.id}/").json()
 
         self.assertEqual((True, "READY"), (answer["ran"], answer["status"]))
+
+
+class TimeoutTests(DoorTestCase):
+    """A task's own timeout."""
+
+    def test_a_task_is_interrupted_at_its_timeout(self):
+        """Nobody else would end it: there is no runner."""
+        folder = self.enterContext(TemporaryDirectory())
+        result = tasks.wait_for_file.using(timeout=0.2).enqueue(folder, 25)
+
+        answer = post(f"run/{result.id}/").json()
+
+        self.assertEqual((True, "FAILED"), (answer["ran"], answer["status"]))
+        self.assertLess(answer["seconds"], 20)
 
 
 class NamespaceTests(DoorTestCase):
