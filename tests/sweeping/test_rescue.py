@@ -1,5 +1,6 @@
 """What sweeps and hints do about workers that are lost, and about those that only look so."""
 
+import signal
 import threading
 import time
 from datetime import timedelta
@@ -19,7 +20,7 @@ from dbtasks.store import workers
 from dbtasks.sweeping import run_due
 
 from ..support.backends import backend
-from ..support.processes import Child, ProcessTestCase
+from ..support.processes import Child, ProcessTestCase, freeze
 from ..support.rows import DB, make_task, row
 from ..support.tasks import pause
 from ..support.waiting import until
@@ -101,6 +102,21 @@ class KilledTests(ProcessTestCase):
         self.assertEqual(0, swept.rescued)
         self.assertEqual(0, child.end(), child.said)
         self.assertEqual(("SUCCESSFUL", 1, 0), (row(id).status, row(id).attempt, row(id).lost))
+
+    def test_a_process_that_stands_still_is_fenced_off(self) -> None:
+        """Its outcome comes too late, and is dropped."""
+        child, id = self.running()
+        freeze(child.process.pid)
+        Path(self.folder, "go").touch()
+        until(self.is_silent, "Silence")
+        with short:
+            swept = dbtasks.sweep()
+        child.signal(signal.SIGCONT)
+
+        self.assertEqual((1, 1), (swept.rescued, swept.succeeded))
+        self.assertEqual(0, child.end(), child.said)
+        self.assertIn("has moved on; its outcome SUCCESSFUL was dropped", child.stderr)
+        self.assertEqual(("SUCCESSFUL", 2, 1), (row(id).status, row(id).attempt, row(id).lost))
 
     def test_sigterm_requeues_the_row(self) -> None:
         """As a runner does, and the exit code is the same."""

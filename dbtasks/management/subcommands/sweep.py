@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
@@ -13,6 +14,7 @@ from ...console import flags, preflight
 from ...console.terminal import humanize_seconds, plural
 from ...options import values
 from ...sweeping import Swept, sweep
+from ...wakeup.hints import aware
 
 HELP = (
     "Do once what a runner does all the time: fire ticks, run due tasks, rescue lost ones, delete "
@@ -93,11 +95,11 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 def _fields(swept: Swept) -> dict[str, Any]:
     """Return what was done as JSON values, without results."""
-    next_due = swept.next_due
+    next_due = aware(swept.next_due)
     names = ("ran", "succeeded", "failed", "again", "rescued", "fired", "hinted", "purged")
     return {name: getattr(swept, name) for name in names} | {
         "due_left": swept.is_due_left,
-        "next_due": None if next_due is None else next_due.isoformat(),
+        "next_due": next_due and next_due.astimezone(UTC).isoformat(timespec="milliseconds"),
         "seconds": round(swept.seconds, 3),
     }
 
