@@ -22,6 +22,8 @@ TOO_SLOW = "the service is too slow"
 NO_ANSWER = f"no answer within {CALL_TIMEOUT:g} seconds"
 # Calls at the same time for one backend.
 MAX_THREADS = 8
+# Seconds without a hint after which a thread ends, and with it the client that it may have.
+IDLE = 60.0
 # Nothing is sent for REST seconds after this many failures in a row, and after each further one.
 MAX_FAILURES = 3
 REST = 30.0
@@ -57,9 +59,11 @@ class Threads:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._jobs:
-                    self._changed.wait()
+                has_job = self._changed.wait_for(lambda: bool(self._jobs), IDLE)
                 self._idle -= 1
+                if not has_job:
+                    self._count -= 1
+                    return
                 job = self._jobs.popleft()
             job()
             del job
@@ -240,11 +244,6 @@ def sender_of(backend: str) -> Sender:
     """Return the sender of that backend in this process."""
     key = (os.getpid(), backend)
     return _senders.get(key) or _senders.setdefault(key, Sender(backend))
-
-
-def forget_senders() -> None:
-    """Forget failures and what was logged."""
-    _senders.clear()
 
 
 def in_words(error: BaseException) -> str:

@@ -17,15 +17,22 @@ from dbtasks.wakeup import guard, hints
 @contextmanager
 def sending() -> Iterator[None]:
     """Send hints inside the block, as if no tests were running, with no memory of failures."""
-    guard.forget_senders()
+    forget_senders()
     try:
         with (
+            # Threads of senders that were forgotten do not stay.
+            mock.patch.object(guard, "IDLE", 0.1),
             mock.patch.object(hints, "is_test_environment", return_value=False),
             mock.patch.dict(os.environ, DBTASKS_PUSH="on"),
         ):
             yield
     finally:
-        guard.forget_senders()
+        forget_senders()
+
+
+def forget_senders() -> None:
+    """Forget failures and what was logged."""
+    guard._senders.clear()
 
 
 class Recorder(Push):

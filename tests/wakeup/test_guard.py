@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 from uuid import UUID
 
+from django.db import transaction
 from django.test import SimpleTestCase, TransactionTestCase, tag
 
 from dbtasks.models import ScheduledTask
@@ -21,7 +22,7 @@ from dbtasks.push import Hint, NotSent, Push
 from dbtasks.wakeup import guard, hints
 
 from .. import tasks as plain_tasks
-from ..support.hints import Recorder, sending, with_push
+from ..support.hints import Recorder, forget_senders, sending, with_push
 from ..support.waiting import until
 
 # The most that a call may take, in seconds, on a machine that does other things as well.
@@ -92,6 +93,20 @@ def fail_slowly(connection: socket.socket) -> None:
 
 class ServiceTests(TransactionTestCase):
     """Services that do not do what they should."""
+
+    def test_many_savepoints_of_one_transaction(self):
+        """Share the time of their commit."""
+        free = threading.Event()
+        self.addCleanup(free.set)
+        push = Calling(free.wait)
+        self.enterContext(mock.patch.object(guard, "CALL_TIMEOUT", 0.4))
+        self.enterContext(mock.patch.object(guard, "COMMIT_TIMEOUT", 0.5))
+        with with_push(push), sending(), self.assertLogs("dbtasks.push", "WARNING"):
+            with transaction.atomic():
+                for _ in range(3):
+                    with transaction.atomic():
+                        plain_tasks.add.enqueue(1, 2)
+            self.assertEqual(2, push.count)
 
     def check(self, call: Callable[[], Any], words: str) -> None:
         """Enqueue four times; each time in less than three seconds, the fourth in no time."""
@@ -171,8 +186,13 @@ class ServiceTests(TransactionTestCase):
             def fail(error: BaseException = error) -> None:
                 raise error
 
-            with self.subTest(error), sending(), self.assertLogs("dbtasks.push", "WARNING"):
+            with (
+                self.subTest(error),
+                sending(),
+                self.assertLogs("dbtasks.push", "WARNING") as logs,
+            ):
                 self.assertEqual(0, hints.tell(Calling(fail), some(1)))
+                self.assertIn(f"sent: {type(error).__name__}.", logs.output[0])
 
 
 class TimeTests(SimpleTestCase):
@@ -214,21 +234,27 @@ class TimeTests(SimpleTestCase):
         self.addCleanup(free.set)
         push = Calling(free.wait)
         self.enterContext(mock.patch.object(guard, "CALL_TIMEOUT", 0.3))
-        before = self.threads()
         with self.assertLogs("dbtasks.push", "WARNING"):
             for _ in range(2):
                 sent, seconds = self.tell(push, 30)
                 self.assertEqual(0, sent)
                 self.assertLess(seconds, LIMIT)
                 self.rested()
-        self.assertEqual(before + guard.MAX_THREADS, self.threads())
+        self.assertEqual(guard.MAX_THREADS, self.threads())
         free.set()
         until(lambda: self.tell(Recorder(), 1)[0] or self.rested())
+        # What was given up before it began is not sent later.
+        self.assertEqual(guard.MAX_THREADS, push.count)
+        self.assertLessEqual(self.threads(), guard.MAX_THREADS)
 
-        self.assertEqual(before + guard.MAX_THREADS, self.threads())
+    def test_threads_end_when_there_is_nothing_to_send(self):
+        """And others come for the next hint."""
+        for _ in range(2):
+            self.assertEqual(20, self.tell(Recorder(), 20)[0])
+            until(lambda: not self.threads())
 
     def threads(self) -> int:
-        return sum(thread.name == "dbtasks-push" for thread in threading.enumerate())
+        return guard.sender_of("default")._threads._count
 
     def rested(self) -> None:
         """Let the rest after failures be over."""
@@ -249,14 +275,17 @@ class TimeTests(SimpleTestCase):
 
     def test_savepoints_share_the_time_of_their_commit(self):
         """However many announcements there are, `end` is one."""
-        push = Calling(lambda: time.sleep(60))
+        free = threading.Event()
+        self.addCleanup(free.set)
+        push = Calling(free.wait)
         with self.assertLogs("dbtasks.push", "WARNING"):
             sent, seconds = self.tell(push, 1, end=time.monotonic() + 0.2)
         self.assertLess(seconds, 1)
         self.assertEqual((0, 1), (sent, push.count))
-        self.tell(push, 1, end=time.monotonic() - 1)
 
-        self.assertEqual(1, push.count)
+        with mock.patch.object(guard.Threads, "submit") as submit:
+            self.tell(push, 1, end=time.monotonic() - 1)
+        submit.assert_not_called()
 
     def test_batches(self):
         """As many hints in one call as the service takes."""
@@ -374,7 +403,7 @@ class WarningTests(SimpleTestCase):
         with self.assertLogs("dbtasks", "DEBUG") as logs:
             for error in errors:
                 hints.tell(Calling(error, token=secret), some(1))
-                guard.forget_senders()
+                forget_senders()
 
         self.assertNotIn(secret, "".join(logs.output))
         self.assertIn("FileNotFoundError: No such file or directory", "".join(logs.output))

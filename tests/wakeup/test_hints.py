@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 from uuid import UUID
 
+from django.conf import settings
 from django.core import checks
 from django.db import transaction
 from django.tasks import task_backends
@@ -157,6 +158,20 @@ class CommitTests(PushTestCase):
                 plain_tasks.add.enqueue(n, 1)
 
         self.assertEqual([Hint(None, "default", "default")] * 3, self.push.hints)
+
+    def test_two_backends_in_one_transaction(self):
+        """Each sends its own hints to its own service."""
+        other = Recorder()
+        [second] = backend(OPTIONS={"push": other}).values()
+        with override_settings(TASKS=settings.TASKS | {"other": second}):
+            mail = plain_tasks.add.using(backend="other")
+            with transaction.atomic():
+                first = [plain_tasks.add.enqueue(1, 2), plain_tasks.add.enqueue(1, 2)]
+                theirs = mail.enqueue(1, 2)
+                first.append(plain_tasks.add.enqueue(1, 2))
+
+        self.expect(*first)
+        self.assertEqual([Hint(theirs.id, "other", "default")], other.hints)
 
     def test_a_queue_in_another_database(self):
         """The commit of that database counts."""
