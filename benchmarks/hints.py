@@ -190,8 +190,7 @@ def _sending(few: int, runs: int) -> Iterator[Row]:
     with _service(None) as port, _push(port):
         waits = [_times([noop.enqueue]) for _ in range(few)]
     yield "enqueue() with a push that hangs, the first call", waits[:1], "ms", without
-    yield "the second and the third call", waits[1:3], "ms", without
-    yield "the calls after that", waits[3:], "ms", without
+    yield "the calls after that", waits[1:], "ms", without
 
 
 @contextmanager
@@ -201,7 +200,6 @@ def _push(port: int) -> Iterator[None]:
     from django.test import override_settings
 
     from dbtasks.contrib.http import Post
-    from dbtasks.wakeup.guard import forget_guards
 
     push = Post(f"http://127.0.0.1:{port}/?{{id}}", {"X-Hint": "{signature}"})
     backend = settings.TASKS["default"]
@@ -209,7 +207,6 @@ def _push(port: int) -> Iterator[None]:
     os.environ["DBTASKS_PUSH"] = "on"
     try:
         with override_settings(TASKS=settings.TASKS | {"default": changed}):
-            forget_guards()
             yield
     finally:
         del os.environ["DBTASKS_PUSH"]

@@ -27,6 +27,10 @@ IDLE = 60.0
 # Nothing is sent for REST seconds after this many failures in a row, and after each further one.
 MAX_FAILURES = 3
 REST = 30.0
+# A failure that took longer than SLOW seconds has kept a caller waiting, and nothing is sent for
+# SLOW_REST seconds. That is short, because a service may have to start.
+SLOW = 1.0
+SLOW_REST = 5.0
 # Seconds between two warnings about one backend.
 WARNING_INTERVAL = 60.0
 
@@ -84,12 +88,14 @@ class Breaker:
         """Whether nothing may be sent now."""
         return time.monotonic() < self._open_until
 
-    def note(self, is_sent: bool) -> None:
-        """Count a call that has ended. Can be called from any thread."""
+    def note(self, is_sent: bool, took: float = 0.0) -> None:
+        """Count a call that has ended after `took` seconds. Can be called from any thread."""
         with self._lock:
             self._failures = 0 if is_sent else self._failures + 1
             if self._failures >= MAX_FAILURES:
                 self._open_until = time.monotonic() + REST
+            elif not is_sent and took > SLOW:
+                self._open_until = time.monotonic() + SLOW_REST
 
 
 class Round:
@@ -142,9 +148,9 @@ class Round:
         return min([end, *(began + CALL_TIMEOUT for began in self._running.copy().values())]) - now
 
     def _fail(self, call: object, why: str) -> None:
-        del self._running[call]
+        took = time.monotonic() - self._running.pop(call)
         self.why = why
-        self._breaker.note(is_sent=False)
+        self._breaker.note(is_sent=False, took=took)
 
     def _lane(self) -> None:
         while (begun := self._begin()) is not None:

@@ -108,20 +108,20 @@ class ServiceTests(TransactionTestCase):
                         plain_tasks.add.enqueue(1, 2)
             self.assertEqual(2, push.count)
 
-    def check(self, call: Callable[[], Any], words: str) -> None:
-        """Enqueue four times; each time in less than three seconds, the fourth in no time."""
+    def check(self, call: Callable[[], Any], words: str, calls: int = 3) -> None:
+        """Enqueue so many times; each time in less than three seconds, then in no time."""
         push = Calling(call)
         with with_push(push), sending(), self.assertLogs("dbtasks.push", "WARNING") as logs:
-            for _ in range(3):
+            for _ in range(calls):
                 began = time.monotonic()
                 plain_tasks.add.enqueue(1, 2)
                 self.assertLess(time.monotonic() - began, LIMIT)
-            self.assertEqual(3, push.count)
+            self.assertEqual(calls, push.count)
             self.assertLess(self.quickest(push), 0.001)
             plain_tasks.add.enqueue(1, 2)
 
-        self.assertEqual(3, push.count)
-        self.assertEqual(4, ScheduledTask.objects.due().count())
+        self.assertEqual(calls, push.count)
+        self.assertEqual(calls + 1, ScheduledTask.objects.due().count())
         [said] = logs.output
         self.assertIn(f"1 hint of 'default' could not be sent: {words}. A sweep", said)
 
@@ -135,9 +135,9 @@ class ServiceTests(TransactionTestCase):
         return min(found)
 
     def test_a_service_that_accepts_and_never_answers(self):
-        """Each call is given up after two seconds."""
+        """The first call is given up after two seconds; the next user does not wait."""
         with server(lambda connection: None) as port:
-            self.check(lambda: request(port), "no answer within 2 seconds")
+            self.check(lambda: request(port), "no answer within 2 seconds", calls=1)
 
     def test_a_service_that_refuses(self):
         """Nobody listens."""
@@ -324,6 +324,24 @@ class BreakerTests(SimpleTestCase):
             for _ in range(5):
                 hints.tell(self.push, some(1))
             self.assertEqual(9, self.push.count)
+
+    def test_a_slow_failure_is_followed_by_a_short_rest(self):
+        """Nobody else waits for it; a service that had to start is not left alone for long."""
+        self.push = Calling(lambda: self.fail_after(1.5))
+        self.now = 1000.0
+        with (
+            mock.patch.object(guard.time, "monotonic", side_effect=self.clock),
+            self.assertLogs("dbtasks.push", "WARNING"),
+        ):
+            for wait, calls in ((0, 1), (4.9, 1), (0.2, 2), (5.1, 3), (5.1, 3), (25, 4)):
+                self.now += wait
+                for _ in range(5):
+                    hints.tell(self.push, some(1))
+                self.assertEqual(calls, self.push.count)
+
+    def fail_after(self, seconds: float) -> None:
+        self.now += seconds
+        raise OSError
 
     def clock(self) -> float:
         return self.now
