@@ -15,6 +15,7 @@ PROMISES = {
     ],
     "A committed task is run to an end": [
         "faults.test_kills.KillTests.test_killed_runners_lose_nothing",
+        "faults.test_push.PushTests.test_every_row_comes_to_an_end",
         "faults.test_restarts.CrashTests.test_nothing_is_lost_and_work_goes_on_at_once",
         "faults.test_stops.DeployTests.test_nothing_is_lost_or_doubled",
         "liveness.test_liveness.KilledTests",
