@@ -50,7 +50,7 @@ def _running(few: int, runs: int) -> Iterator[Row]:
     from dbtasks.door import Door
     from dbtasks.hinted import run_hinted
 
-    reference, plain, hinted, again = [], [], [], []
+    reference, plain, hinted, again, shared = [], [], [], [], []
     door = Door(interrupts=True, fresh_context=True)
     for _ in range(runs):
         reference.append(_times([lambda id=id: _raw(id) for id in _fresh(few)]))
@@ -58,11 +58,24 @@ def _running(few: int, runs: int) -> Iterator[Row]:
         ids = _fresh(few)
         hinted.append(_times([lambda id=id: run_hinted(door, "default", id) for id in ids]))
         again.append(_times([lambda id=id: run_hinted(door, "default", id) for id in ids]))
+        shared.append(_shared(door, _fresh(few)))
     yield "raw SQL: claim and finish one row", reference, "ms", None
     yield "run_task() of a due row", plain, "ms", reference
     yield "a hint for a due row", hinted, "ms", reference
+    yield "the same, if one worker runs them all", shared, "ms", reference
     yield "the same hint once more", again, "ms", reference
     yield "statements of that", [float(_statements(ids[0]))], "", None
+
+
+def _shared(door: Any, ids: list[str]) -> float:
+    """Return the milliseconds for each row if its worker is registered once for all of them."""
+    from dbtasks.inline import Inline
+
+    def run(id: str) -> None:
+        inline.run(inline.claim_found(inline.find(id)))
+
+    with Inline("default", door) as inline:
+        return _times([lambda id=id: run(id) for id in ids])
 
 
 def _fresh(few: int) -> list[str]:
