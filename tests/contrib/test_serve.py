@@ -199,7 +199,7 @@ class SiteTestCase(ProcessTestCase):
         self, *arguments: Any, before: tuple[str, ...] = (), stdin: Any = None, **environment: str
     ) -> Child:
         """Start the site on the test's port; return it once it answers."""
-        child = Child(
+        self.child = child = Child(
             *("serve", self.port, *arguments),
             environment=self.environment() | environment,
             program=(*before, sys.executable, "manage.py"),
@@ -240,7 +240,10 @@ class SiteTestCase(ProcessTestCase):
             found = json.loads(self.get(f"result/{id}") or "{}")
             return found.get("status") == status
 
-        until(is_there, f"{status} of {id}, which is {found}")
+        try:
+            until(is_there, f"{status} of {id}")
+        except AssertionError as error:
+            raise AssertionError(f"{error} It is {found}. {self.child.said[-4000:]}") from None
         return found
 
     def pids(self) -> dict[str, int]:

@@ -264,7 +264,7 @@ class StrayTests(RunnerTestCase):
         broken = []
         hook = mock.patch.object(threading, "excepthook", broken.append)
         self.enterContext(hook)
-        threads = {thread.name for thread in threading.enumerate()}
+        threads = self.threads()
         calls: list[Any] = []
         for n in range(4000):
             about = chance.uniform(0.0035, 0.0045)
@@ -283,7 +283,12 @@ class StrayTests(RunnerTestCase):
         self.assertEqual({TIMEOUT}, set(failed))
         self.assertTrue(edge.successful().exists())
         self.assertEqual(([], 0), (broken, self.runner.abandoned_threads))
-        self.assertLessEqual(threads, {thread.name for thread in threading.enumerate()})
+        self.assertLessEqual(threads, self.threads())
+
+    def threads(self) -> set[str]:
+        """Return the names of the runner's threads."""
+        own = ("dbtasks-runner", *(f"dbtasks-{n}" for n in range(1, self.workers + 1)))
+        return {name for thread in threading.enumerate() if (name := thread.name) in own}
 
 
 class InterruptibleTests(SimpleTestCase):

@@ -10,6 +10,7 @@ from unittest import mock
 from django.core.management import CommandError
 from django.test import SimpleTestCase, override_settings
 
+from dbtasks.base import registry
 from dbtasks.models import ScheduledTask
 
 from ..support.backends import backend
@@ -140,6 +141,8 @@ class PartsTests(SimpleTestCase):
         settings = override_settings(TASKS=backend(QUEUES=["default", "demo"]))
         settings.enable()
         self.addCleanup(settings.disable)
+        # Other tests must not find the demo's tasks, which no runner of theirs would run.
+        self.enterContext(mock.patch.dict(registry._tasks))
 
     def test_words_across_blocks(self):
         """However a text is cut into blocks, its lines and words are the same."""

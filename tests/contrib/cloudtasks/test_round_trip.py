@@ -87,7 +87,8 @@ class HintTests(RoundTripTestCase):
         """Those of --deploy too."""
         found = [*checks.check_backends(), *checks.check_mounts(), *checks.check_deployment()]
 
-        self.assertEqual([], found)
+        # Another test may have imported tasks that no runner of this one would run.
+        self.assertEqual([], [message for message in found if message.id != "dbtasks.W009"])
 
     def test_a_delay(self):
         """The service holds the hint; the row does not run before its time."""

@@ -1,5 +1,6 @@
 """Where endpoints() are mounted: arguments, URLs for hints, checks."""
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -118,7 +119,8 @@ class CheckTests(SimpleTestCase):
 
     def found(self) -> list[str]:
         """Return the ids of our messages about URLs and pushes."""
-        return sorted(m.id for m in checks.run_checks() if m.id and m.id.startswith("dbtasks."))
+        ids = (message.id or "" for message in checks.run_checks())
+        return sorted(id for id in ids if re.fullmatch(r"dbtasks\.[EW]02\d", id))
 
     def messages(self, push: Post) -> list[checks.CheckMessage]:
         return list(push.check("default"))
