@@ -27,6 +27,7 @@ from .firing import entries_of, problems
 from .mounted import mounted
 from .options import Options
 from .options.runner import OWN_CONNECTIONS, default_workers
+from .push import check_attributes
 from .schedule import cron
 from .schedule.periodic import declared
 from .store import SUPPORTED
@@ -274,6 +275,9 @@ def _check_push(backend: DatabaseBackend) -> Iterator[CheckMessage]:
         return
     if isinstance(push.deadline, int | float):
         yield from _check_deadline(backend, where, push.deadline)
+    if wrong := list(check_attributes(f"{where}['push']", push)):
+        yield from wrong
+        return
     yield from push.check(backend.alias)
 
 

@@ -4,15 +4,32 @@ Owns what a hint is, its signature, and the base class of services. Never sends 
 and imports neither models nor a client library, because settings import this.
 """
 
+import math
+import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from django.conf import settings
-from django.core.checks import CheckMessage
+from django.core.checks import CheckMessage, Error
 from django.core.signing import Signer
 from django.utils.crypto import constant_time_compare
 
+# Variables that hosts set in the processes of a site: Google Cloud, AWS, Heroku, Render, Fly,
+# Vercel, Azure, Kubernetes.
+PLATFORMS = (
+    "K_SERVICE",
+    "CLOUD_RUN_JOB",
+    "GAE_ENV",
+    "AWS_LAMBDA_FUNCTION_NAME",
+    "AWS_EXECUTION_ENV",
+    "DYNO",
+    "RENDER",
+    "FLY_APP_NAME",
+    "VERCEL",
+    "WEBSITE_INSTANCE_ID",
+    "KUBERNETES_SERVICE_HOST",
+)
 # The header that carries the signature of a hint.
 HEADER = "X-DBTasks-Hint"
 _SALT = "dbtasks.hint"
@@ -77,8 +94,13 @@ class Push:
         raise NotImplementedError(f"{type(self).__name__} must define send().")
 
     def is_at_home(self) -> bool:
-        """Return whether this process runs where hints are meant to be sent."""
-        return not settings.DEBUG
+        """Return whether this process runs where hints are meant to be sent.
+
+        That is where DEBUG is off, and the environment has DBTASKS_URL or a variable of a known
+        host, such as DYNO or KUBERNETES_SERVICE_HOST. Is not asked if DBTASKS_PUSH is set.
+        """
+        names = ("DBTASKS_URL", *PLATFORMS)
+        return not settings.DEBUG and any(os.environ.get(name) for name in names)
 
     def check(self, alias: str) -> Iterator[CheckMessage]:
         """Yield what is wrong with this object as the push of that backend. Connects to nothing."""
@@ -87,6 +109,27 @@ class Push:
     def check_deployment(self, alias: str) -> Iterator[CheckMessage]:
         """Yield what is missing where hints are sent, for ``manage.py check --deploy``."""
         yield from ()
+
+
+def check_attributes(where: str, push: Any) -> Iterator[CheckMessage]:
+    """Yield an error for each attribute with which no hint could be sent."""
+    late, longest = push.late, push.longest
+    for name, is_valid, wanted in (
+        ("bulk", push.bulk is None or _is_count(push.bulk), "a whole number above 0, or None"),
+        ("batch", _is_count(push.batch), "a whole number above 0"),
+        ("late", type(late) in (int, float) and 0 < late < math.inf, "seconds above 0"),
+        ("longest", longest is None or isinstance(longest, timedelta), "a timedelta, or None"),
+    ):
+        if not is_valid:
+            yield Error(
+                f"{where}: {name!r} must be {wanted}, not {getattr(push, name)!r}.",
+                hint=f"Set it in {type(push).__name__}.",
+                id="dbtasks.E024",
+            )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def sign(backend: str, id: str | None) -> str:

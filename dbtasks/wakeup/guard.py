@@ -49,6 +49,15 @@ class Threads:
         self._changed = threading.Condition()
         self._jobs: deque[Callable[[], None]] = deque()
         self._count = self._idle = 0
+        # When each call that has not returned began, also if it was given up.
+        self.began: dict[object, float] = {}
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether every thread is in a call that has taken too long."""
+        latest = time.monotonic() - CALL_TIMEOUT
+        began = list(self.began.copy().values())
+        return len(began) >= MAX_THREADS and max(began) <= latest
 
     def submit(self, job: Callable[[], None]) -> None:
         """Run the job as soon as a thread is free. Raise RuntimeError if none can be started."""
@@ -59,6 +68,11 @@ class Threads:
                 self._idle += 1
             self._jobs.append(job)
             self._changed.notify()
+
+    def withdraw(self, job: Callable[[], None]) -> None:
+        """Forget that job, however often it was submitted, where it has not begun."""
+        with self._changed:
+            self._jobs = deque(other for other in self._jobs if other != job)
 
     def _run(self) -> None:
         while True:
@@ -101,26 +115,30 @@ class Breaker:
 class Round:
     """The calls of one commit. Each lane makes one call after the other, in a thread."""
 
-    def __init__(self, push: Push, calls: Iterable[Call], breaker: Breaker) -> None:
-        self._push, self._breaker = push, breaker
+    def __init__(
+        self, push: Push, calls: Iterable[Call], breaker: Breaker, threads: Threads
+    ) -> None:
+        self._push, self._breaker, self._threads = push, breaker, threads
         self._changed = threading.Condition()
         self._calls = deque(calls)
         self._lanes = 0
         # When each running call began, on the monotonic clock.
         self._running: dict[object, float] = {}
-        self._is_over = False
+        self._has_begun = self._is_over = False
         self.sent = 0
         # Why the last call failed, in words without secrets.
         self.why = ""
 
-    def run(self, threads: Threads, end: float) -> None:
+    def run(self, end: float) -> None:
         """Make the calls; return when all have ended, or at `end` on the monotonic clock.
 
-        No call begins after that, and one that still runs does not count as sent.
+        No call begins after that, and one that still runs does not count as sent. If none could
+        begin, because all threads are in other calls, that is a failure of the service.
         """
+        start = time.monotonic()
         for _ in range(min(MAX_THREADS, len(self._calls))):
             try:
-                threads.submit(self._lane)
+                self._threads.submit(self._lane)
             except RuntimeError as error:  # this process ends, or has no room for a thread
                 self.why = in_words(error)
                 break
@@ -135,6 +153,9 @@ class Round:
                 if self._running or self._calls:
                     self.why = self.why or TOO_SLOW
                 self._running.clear()
+                self._threads.withdraw(self._lane)
+            if self._lanes > 0 and not (self._has_begun or self._breaker.is_open):
+                self._breaker.note(is_sent=False, took=time.monotonic() - start)
 
     def _drop_late(self, end: float) -> float:
         """Give up calls that take too long; return the seconds until the next one does."""
@@ -160,6 +181,8 @@ class Round:
                 self._push.send(hints)
             except BaseException as error:  # whatever a client library raises
                 why = in_words(error)
+            finally:
+                self._threads.began.pop(call, None)
             if not self._end(call, hints, why):
                 return
         with self._changed:
@@ -171,7 +194,8 @@ class Round:
             if self._is_over or self._breaker.is_open or not self._calls:
                 return None
             call = object()
-            self._running[call] = time.monotonic()
+            self._running[call] = self._threads.began[call] = time.monotonic()
+            self._has_begun = True
             self._changed.notify()
             return call, self._calls.popleft()
 
@@ -207,11 +231,14 @@ class Sender:
         """
         total = sum(map(len, calls))
         end = commit_end() if end is None else end
-        if self._breaker.is_open or end <= time.monotonic():
-            self._warn(total, "" if self._breaker.is_open else TOO_SLOW)
+        if self._breaker.is_open:
+            self._warn(total)
             return 0
-        current = Round(push, calls, self._breaker)
-        current.run(self._threads, end)
+        if self._threads.is_stuck or end <= time.monotonic():
+            self._warn(total, NO_ANSWER if self._threads.is_stuck else TOO_SLOW)
+            return 0
+        current = Round(push, calls, self._breaker, self._threads)
+        current.run(end)
         logger.debug("Sent %d of %d hints of %r", current.sent, total, self._backend)
         self._warn(total - current.sent, current.why)
         return current.sent

@@ -6,7 +6,8 @@ Owns tell(), through which every hint goes. Never raises, and never writes to th
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import batched
 from math import log2
@@ -50,11 +51,11 @@ def tell(push: Push, hints: Sequence[Hint], *, end: float | None = None) -> int:
     if not hints:
         return 0
     sender = sender_of(hints[0].backend)
-    if not is_sending(push, sender):
-        return 0
-    sendable = _sendable(push, hints)
-    calls = list(batched(sendable, max(1, push.batch)))
-    return sender.send(push, calls, end) if calls else 0
+    with _quiet(sender):
+        if is_sending(push, sender):
+            calls = list(batched(_sendable(push, hints), max(1, push.batch)))
+            return sender.send(push, calls, end) if calls else 0
+    return 0
 
 
 def tell_places(
@@ -70,14 +71,15 @@ def tell_places(
     `is_promotion` is whether the rows were scheduled: their hints may have been sent long ago. For
     `end` see tell().
     """
-    if is_promotion and is_sent_on(push):
-        return 0
-    if not places or not is_sending(push, sender_of(backend)):
-        return 0
-    if push.bulk is None or len(places) <= push.bulk:
-        hints = [_hint(backend, place) for place in places]
-    else:
-        hints = _drains(backend, places, max(1, push.bulk))
+    hints: list[Hint] = []
+    sender = sender_of(backend)
+    with _quiet(sender):
+        if (is_promotion and is_sent_on(push)) or not places or not is_sending(push, sender):
+            return 0
+        if push.bulk is None or len(places) <= push.bulk:
+            hints = [_hint(backend, place) for place in places]
+        else:
+            hints = _drains(backend, places, max(1, push.bulk))
     return tell(push, hints, end=end)
 
 
@@ -95,12 +97,25 @@ def late_hints(db: str, backend: str, push: Push) -> list[Hint]:
     from `late` seconds on, 2 from twice that, 3 from four times: a service that refuses a name it
     has seen gets each name of a row once, however many sweeps there are.
     """
-    late = max(1.0, push.late)
+    late = Push.late
+    with _quiet(sender_of(backend)):
+        late = max(1.0, push.late)
     return [
         _hint(backend, place)._replace(again=1 + int(log2(seconds / late)))
         for place, seconds in store.waiting(db, backend)
         if seconds >= late
     ]
+
+
+@contextmanager
+def _quiet(sender: Sender) -> Iterator[None]:
+    """Log what the block raises, once, instead of raising it: the rows are written already."""
+    try:
+        yield
+    except Exception as error:  # an attribute of the push has a wrong type
+        sender.explain(
+            logging.WARNING, f"the push is not valid, {in_words(error)}. Run manage.py check."
+        )
 
 
 def sending_push_of(backend: str) -> Push | None:

@@ -247,6 +247,42 @@ class TimeTests(SimpleTestCase):
         self.assertEqual(guard.MAX_THREADS, push.count)
         self.assertLessEqual(self.threads(), guard.MAX_THREADS)
 
+    def test_a_service_that_hangs_for_ever(self):
+        """When all threads hang, nobody waits; what could not begin is forgotten."""
+        free = threading.Event()
+        self.addCleanup(free.set)
+        push = Calling(free.wait)
+        self.enterContext(mock.patch.object(guard, "CALL_TIMEOUT", 0.1))
+        with self.assertLogs("dbtasks.push", "WARNING"):
+            self.tell(push, 30)
+            self.rested()
+            with mock.patch.object(guard.Threads, "submit") as submit:
+                self.assertEqual(0, self.tell(push, 1)[0])
+        submit.assert_not_called()
+        self.assertEqual(guard.MAX_THREADS, push.count)
+
+        free.set()
+        until(lambda: self.tell(Recorder(), 1)[0])
+
+    def test_a_commit_for_which_no_thread_is_free(self):
+        """Counts as a failure that was slow, and leaves nothing behind."""
+        free = threading.Event()
+        self.addCleanup(free.set)
+        push = Calling(free.wait)
+        sender = guard.sender_of("default")
+        self.enterContext(mock.patch.object(guard, "SLOW", 0.05))
+        with self.assertLogs("dbtasks.push", "WARNING"):
+            self.tell(push, guard.MAX_THREADS, end=time.monotonic() + 0.1)
+            until(lambda: push.count == guard.MAX_THREADS)
+            self.assertFalse(sender._breaker.is_open)
+            self.tell(push, 3, end=time.monotonic() + 0.1)
+        self.assertTrue(sender._breaker.is_open)
+        self.assertEqual(0, len(sender._threads._jobs))
+
+        free.set()
+        until(lambda: not sender._threads.began)
+        self.assertEqual(guard.MAX_THREADS, push.count)
+
     def test_threads_end_when_there_is_nothing_to_send(self):
         """And others come for the next hint."""
         for _ in range(2):

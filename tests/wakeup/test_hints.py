@@ -22,6 +22,9 @@ from django.utils import timezone
 import dbtasks
 from dbtasks import firing, operations, rescue, store, wakeup
 from dbtasks.checks import check_backends
+from dbtasks.contrib.aws import SQS
+from dbtasks.contrib.cloudtasks import CloudTasks
+from dbtasks.contrib.http import Post
 from dbtasks.models import PeriodicTask, ScheduledTask
 from dbtasks.push import Hint, Push, is_signed, sign
 from dbtasks.runner.scheduler import Scheduler
@@ -478,6 +481,38 @@ class LongestTests(PushTestCase):
                 self.assertEqual([utc, utc], [hint.run_after for hint in push.hints])
 
 
+class WrongTests(TransactionTestCase):
+    """A push with attributes of wrong types, where nobody ran the checks."""
+
+    def test_nothing_is_raised(self):
+        """After the commit, or in a sweep."""
+        for attributes, _ in OptionTests.wrong:
+            push = Recorder(**attributes)
+            with (
+                self.subTest(attributes),
+                with_push(push),
+                sending(),
+                self.assertLogs("dbtasks.push", "DEBUG"),
+            ):
+                for at in (None, timezone.now() + HOUR):
+                    plain_tasks.add.using(run_after=at).enqueue(1, 2)
+                ScheduledTask.objects.update(enqueued_at=store.now(DB) - HOUR)
+                wakeup.tell_late(DB, "default", push)
+
+    def test_a_sweep_runs_the_rows(self):
+        """It cannot send hints for them."""
+        push = Recorder(batch="10")
+        with with_push(push), sending(), self.assertLogs("dbtasks.push", "WARNING") as logs:
+            result = plain_tasks.add.enqueue(1, 2)
+            plain_tasks.add.enqueue(1, 2)
+            ScheduledTask.objects.update(enqueued_at=store.now(DB) - HOUR)
+            self.assertEqual(2, dbtasks.sweep().ran)
+        result.refresh()
+        self.assertEqual(3, result.return_value)
+        [said] = logs.output
+        self.assertIn("the push is not valid, TypeError. Run manage.py check.", said)
+
+
 class BulkTests(PushTestCase):
     """More rows in one commit than `bulk`."""
 
@@ -653,11 +688,21 @@ class WhetherTests(SimpleTestCase):
             self.assertEqual(0, hints.tell(push, self.hint))
         self.assertIn("is_at_home() raised ZeroDivisionError", logs.output[0])
 
-    def test_home_is_where_debug_is_off(self):
-        """For a class that does not say otherwise."""
-        for debug in (True, False):
-            with override_settings(DEBUG=debug):
-                self.assertEqual(not debug, Push().is_at_home())
+    def test_home_is_where_the_environment_says_so(self):
+        """For a class that does not say otherwise; production settings on a laptop do not."""
+        for environment, is_home in (
+            ({}, False),
+            ({"DBTASKS_URL": ""}, False),
+            ({"DBTASKS_URL": "https://www.example.com"}, True),
+            ({"FLY_APP_NAME": "shop"}, True),
+            ({"VERCEL": "1"}, True),
+        ):
+            with self.subTest(environment), mock.patch.dict(os.environ, environment, clear=True):
+                for push in (Push(), Post("https://relay.example.com/")):
+                    with override_settings(DEBUG=False):
+                        self.assertIs(is_home, push.is_at_home())
+                    with override_settings(DEBUG=True):
+                        self.assertIs(False, push.is_at_home())
 
     def test_a_process_that_is_no_test(self):
         """setup_test_environment() decides, and whether Django's test module is loaded does not."""
@@ -785,6 +830,31 @@ class OptionTests(SimpleTestCase):
                 yield checks.Error(f"wrong for {alias}", id="x.E1")
 
         self.assertEqual(["wrong for default"], [message.msg for message in self.found(Picky())])
+
+    # Attributes of wrong types, and what must be said of them.
+    wrong = (
+        ({"bulk": "50"}, "'bulk' must be a whole number above 0, or None, not '50'."),
+        ({"bulk": True}, "'bulk' must be a whole number above 0, or None, not True."),
+        ({"late": "2m"}, "'late' must be seconds above 0, not '2m'."),
+        ({"longest": 900}, "'longest' must be a timedelta, or None, not 900."),
+        ({"batch": "10"}, "'batch' must be a whole number above 0, not '10'."),
+    )
+
+    def test_wrong_attributes(self):
+        """E024 in each class, also in those that define check()."""
+        pushes: tuple[Push, ...] = (
+            Recorder(),
+            CloudTasks(),
+            Post("https://relay.example.com/"),
+            SQS("https://sqs.eu-west-1.amazonaws.com/1/a"),
+        )
+        for push in pushes:
+            self.enterContext(mock.patch.object(push, "package", "", create=True))
+            for attributes, words in self.wrong:
+                with self.subTest(push), mock.patch.multiple(push, create=True, **attributes):
+                    [message] = self.found(push)
+                    self.assertEqual("dbtasks.E024", message.id)
+                    self.assertIn(words, message.msg)
 
     def test_its_repr_tells_nothing(self):
         """It may hold a token."""
