@@ -26,10 +26,10 @@ class DBTasksConfig(AppConfig):
 
     def ready(self) -> None:
         """Register the checks, and what runs a row that a task waits for."""
-        from . import checks
+        from . import checks, distribution
 
         run_waited_with(_run_waited)
         register(checks.check_backends)
-        register(checks.check_distributions)
+        register(distribution.check_distributions)
         register(checks.check_mounts, Tags.urls)
         register(checks.check_deployment, deploy=True)

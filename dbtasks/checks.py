@@ -8,21 +8,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import fields
 from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info, Warning
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.tasks import DEFAULT_TASK_BACKEND_ALIAS, DEFAULT_TASK_QUEUE_NAME
 
-from .backend import DatabaseBackend, our_backends
+from .backend import DatabaseBackend, check_backend, our_backends
 from .base import registry
 from .base.lengths import MAX_BACKEND, MAX_QUEUE
 from .base.result import FINISHED
 from .db.connections import pool_size
-from .exceptions import TaskNotFound
+from .exceptions import RunnerError, TaskNotFound
 from .firing import entries_of, problems
 from .mounted import mounted
 from .options import Options
@@ -55,23 +55,6 @@ def check_backends(**kwargs: Any) -> list[CheckMessage]:
     return found
 
 
-def check_distributions(**kwargs: Any) -> list[CheckMessage]:
-    """Return an error if django-dbtasks, another package with the same modules, is installed."""
-    try:
-        distribution("django-dbtasks")
-    except PackageNotFoundError:
-        return []
-    return [
-        Error(
-            "The distribution django-dbtasks is installed beside dbtasks. Both consist of a "
-            "package 'dbtasks', so their files and migrations are mixed up.",
-            hint="Run 'pip uninstall django-dbtasks', which also deletes files of dbtasks, and "
-            "then 'pip install --force-reinstall --no-deps dbtasks'.",
-            id="dbtasks.E020",
-        )
-    ]
-
-
 def check_mounts(**kwargs: Any) -> list[CheckMessage]:
     """Return what is wrong with endpoints(), and an error for each push whose hints lead nowhere.
 
@@ -79,6 +62,8 @@ def check_mounts(**kwargs: Any) -> list[CheckMessage]:
     """
     mounts = [each.mount for each in mounted()]
     found = [message for mount in mounts for message in mount.check()]
+    for alias in dict.fromkeys(mount.backend for mount in mounts):
+        found += _check_mounted(alias)
     for backend in our_backends():
         push = push_of(backend.alias)
         is_mounted = any(mount.backend == backend.alias for mount in mounts)
@@ -94,6 +79,22 @@ def check_mounts(**kwargs: Any) -> list[CheckMessage]:
                 )
             )
     return found
+
+
+def _check_mounted(alias: str) -> Iterator[CheckMessage]:
+    """Yield a warning if endpoints() of that backend can run nothing."""
+    try:
+        check_backend(alias)
+    except ImproperlyConfigured:  # the backend's own checks say so
+        return
+    except RunnerError as error:
+        yield Warning(
+            f"endpoints() of the backend {alias!r} are in ROOT_URLCONF and answer each request "
+            f"with 503: {error}",
+            hint="Use DatabaseBackend without 'immediate' where requests come in, or take the "
+            "endpoints out of the URLs.",
+            id="dbtasks.W027",
+        )
 
 
 def check_deployment(**kwargs: Any) -> list[CheckMessage]:

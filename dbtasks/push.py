@@ -39,9 +39,10 @@ class Hint(NamedTuple):
     """Says that a row is due, or will be. It carries no argument, no result and no task path."""
 
     # The canonical text of the row's UUID, in lower case with hyphens. None is a drain hint: run
-    # what is due in that queue.
+    # what is due. By HTTP that is what is due in all queues of the backend.
     id: str | None
     backend: str
+    # The queue of the row, or of the rows for which a drain hint is sent.
     queue_name: str
     # How often the row has been started.
     attempt: int = 0

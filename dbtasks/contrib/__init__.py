@@ -2,5 +2,5 @@
 
 Owns one module for each server or service. Never imported by the rest of the package.
 
-Read in this order: embedded, asgi, gunicorn, mule, serve, redis, http, aws, cloudtasks.
+Read in this order: embedded, asgi, gunicorn, mule, serve, shown, redis, http, aws, cloudtasks.
 """

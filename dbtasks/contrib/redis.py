@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.core.checks import CheckMessage, Error
 
 from ..waker import Waker
+from .shown import shown
 
 SCHEMES = ("redis", "rediss", "unix")
 # Seconds of silence after which the server is asked whether it is there, and for its answer.
@@ -24,8 +24,9 @@ class Redis(Waker):
     """Wakes runners by PUBLISH on the channel ``<prefix>:<alias>``.
 
     `url` is ``redis://[[user]:[password]@]host[:port]``, ``rediss://…`` with TLS, or ``unix://…``.
-    `timeout` limits, in seconds, connecting and the answer to a PUBLISH. Sites that share a server
-    need a `prefix` of their own, or their runners wake each other. Use it for MySQL and MariaDB,
+    `timeout` limits, in seconds, connecting to one address and each answer; nothing limits how long
+    the name of the host is looked up. Sites that share a server need a `prefix` of their own, or
+    their runners wake each other. Use it for MySQL and MariaDB,
     and for PostgreSQL behind a pooler: elsewhere runners are woken without it.
     """
 
@@ -36,7 +37,7 @@ class Redis(Waker):
         self._client: Any = None
 
     def __repr__(self) -> str:
-        return f"Redis({_without_credentials(self._url)!r})"
+        return f"Redis({shown(self._url)!r})"
 
     def publish(self, backend: str) -> None:
         """Wake the runners that listen; raise RedisError if the server does not answer in time."""
@@ -74,7 +75,7 @@ class Redis(Waker):
 
     def check(self, alias: str) -> Iterator[CheckMessage]:
         """Yield an error if the URL is not one of a Redis server."""
-        if urlsplit(self._url).scheme not in SCHEMES:
+        if str(self._url).partition("://")[0] not in SCHEMES:
             yield Error(
                 f"TASKS[{alias!r}]['OPTIONS']['wakeup']: the URL {self!r} does not begin with "
                 "'redis://', 'rediss://' or 'unix://'.",
@@ -106,9 +107,3 @@ class Subscription:
             self._messages.ping()
             self._is_asked = True
         return False
-
-
-def _without_credentials(url: str) -> str:
-    """Return the URL without user, password and query."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()

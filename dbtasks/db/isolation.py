@@ -16,11 +16,15 @@ from .connections import leave_clean, roll_back_open
 logger = logging.getLogger("dbtasks.inline")
 
 
+class InTransaction(RuntimeError):
+    """Raised where a task cannot be run, because a transaction of the caller's is open."""
+
+
 def refuse_transaction() -> None:
-    """Raise RuntimeError if a transaction is open in this thread that no TestCase opened."""
+    """Raise InTransaction if a transaction is open in this thread that no TestCase opened."""
     for connection in in_transaction():
         if not connection.atomic_blocks[-1]._from_testcase:
-            raise RuntimeError(
+            raise InTransaction(
                 f"Tasks cannot be run inside a transaction, and one is open on "
                 f"{connection.alias!r}: a claim must be committed before its task starts. Call "
                 "this outside of atomic(), and outside of views under ATOMIC_REQUESTS."

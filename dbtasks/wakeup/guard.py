@@ -102,6 +102,11 @@ class Breaker:
         """Whether nothing may be sent now."""
         return time.monotonic() < self._open_until
 
+    @property
+    def rest(self) -> float:
+        """The seconds for which nothing may be sent."""
+        return max(0.0, self._open_until - time.monotonic())
+
     def note(self, is_sent: bool, took: float = 0.0) -> None:
         """Count a call that has ended after `took` seconds. Can be called from any thread."""
         with self._lock:

@@ -4,9 +4,10 @@ Owns when a waker that fails is left alone. Never raises, and never waits for a 
 """
 
 import logging
+import time
 
 from ..waker import Waker
-from .guard import REST, Breaker, in_words
+from .guard import Breaker, in_words
 from .hints import is_test_environment
 
 logger = logging.getLogger("dbtasks.wakeup")
@@ -28,15 +29,17 @@ def publish(waker: Waker, backend: str) -> None:
     breaker = known[1]
     if breaker.is_open:
         return
+    began = time.monotonic()
     try:
         waker.publish(backend)
         breaker.note(is_sent=True)
     except Exception as error:  # whatever a client library raises
-        breaker.note(is_sent=False)
+        breaker.note(is_sent=False, took=time.monotonic() - began)
         said = in_words(error)
         if breaker.is_open:
             logger.warning(
-                "Wake-ups of %r are not sent for %d s: %s. Runners poll.", backend, REST, said
+                "Wake-ups of %r are not sent for %.0f s: %s. Runners poll.",
+                *(backend, breaker.rest, said),
             )
         else:
             logger.debug("A wake-up of %r was not sent, runners poll: %s", backend, said)

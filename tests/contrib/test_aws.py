@@ -277,6 +277,10 @@ class SettingsTests(SimpleTestCase):
         """An ARN, a name, and http."""
         for url in ("arn:aws:sqs:eu-west-1:1:q", "default", "http://sqs.example.com/1/default"):
             self.assertIn("dbtasks.E024", " ".join(self.found(url)))
+        for url in ("u:secret@sqs", "https://u:x/secret@sqs", "https://u:secret@sqs/1/a.b?secret"):
+            said = self.found(url)
+            self.assertTrue(said)
+            self.assertNotIn("secret", repr(SQS(url)) + str(said))
 
     def test_the_region_is_in_the_url(self):
         """Whatever the form of the address; an argument wins."""

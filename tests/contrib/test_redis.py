@@ -208,6 +208,27 @@ class AwayTests(TransactionTestCase):
 
         self.assertEqual(4, waker.publish.call_count)
 
+    def test_after_one_slow_failure_it_rests(self):
+        """Looking up a name has no limit, so each further commit would wait as long."""
+        waker = mock.Mock(spec=Redis("redis://127.0.0.1"))
+        clock = self.enterContext(mock.patch.object(guard.time, "monotonic", return_value=0.0))
+
+        def look_up(backend: str) -> None:
+            clock.return_value += 8
+            raise OSError
+
+        waker.publish.side_effect = look_up
+        is_test = mock.patch.object(publishing, "is_test_environment", return_value=False)
+        with is_test, self.assertLogs("dbtasks.wakeup", "WARNING") as logs:
+            for _ in range(3):
+                publishing.publish(waker, "default")
+            self.assertEqual(1, waker.publish.call_count)
+            clock.return_value += guard.SLOW_REST
+            publishing.publish(waker, "default")
+
+        self.assertEqual(2, waker.publish.call_count)
+        self.assertIn("not sent for 5 s", logs.output[0])
+
 
 class SilenceTests(SimpleTestCase):
     """A subscription on which nothing arrives."""
@@ -272,8 +293,27 @@ class OptionTests(SimpleTestCase):
             messages = [m for m in checks.check_backends() if m.id == "dbtasks.E024"]
 
         self.assertEqual(1, len(messages))
-        self.assertIn("Redis('http://x/')", messages[0].msg)
+        self.assertIn("Redis('http://x')", messages[0].msg)
         self.assertNotIn("hidden", str(messages))
+
+    def test_no_part_of_a_password_is_shown(self):
+        """Nor of a user: nothing is, unless scheme and host are certain."""
+        for url in (
+            *("user:secret@host:6379", ":secret@host:6379", "redis://:secret/ss@host"),
+            *("redis://:secret#ss@host", "redis://secret:12/ss@host", "redis://secret?x@host"),
+            *("redis://host/0?password=se@secret", "redis://u:p@[secret", "redis://u:p@secret x"),
+            *("unix://secret@/run/x.sock", "", "redis://", "redis://u:p\n@secret", None),
+        ):
+            with self.subTest(url):
+                waker = Redis(url)  # type: ignore[arg-type]
+                self.assertEqual("Redis('…')", repr(waker))
+                self.assertNotIn("secret", str(list(waker.check("default"))))
+        for url, place in {
+            "redis://127.0.0.1": "redis://127.0.0.1",
+            "rediss://me:sec@ret@[::1]:6379/0?password=secret": "rediss://[::1]:6379",
+            "redis://:secret@h.example:6379#secret": "redis://h.example:6379",
+        }.items():
+            self.assertEqual(f"Redis({place!r})", repr(Redis(url)))
 
     def test_the_package_is_missing(self):
         """The check names the extra, and imports nothing."""

@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from dbtasks import process_tasks, store
 from dbtasks.calls import uuid7
-from dbtasks.checks import check_distributions
+from dbtasks.distribution import check_distributions
 from dbtasks.db.connections import drop
 from dbtasks.migrations import _django_dbtasks as switching
 from dbtasks.models import PeriodicTask, ScheduledTask, Worker
@@ -436,7 +436,7 @@ class DistributionTests(SimpleTestCase):
 
     def test_both_installed_is_an_error(self):
         """It says how to come out of it."""
-        with patch("dbtasks.checks.distribution") as find:
+        with patch("importlib.metadata.distribution") as find:
             [error] = check_distributions()
 
         find.assert_called_once_with("django-dbtasks")
@@ -445,5 +445,5 @@ class DistributionTests(SimpleTestCase):
 
     def test_ours_alone_is_none(self):
         """As on this machine."""
-        with patch("dbtasks.checks.distribution", side_effect=PackageNotFoundError):
+        with patch("importlib.metadata.distribution", side_effect=PackageNotFoundError):
             self.assertEqual([], check_distributions())

@@ -18,6 +18,7 @@ from django.core.checks import CheckMessage, Error
 from django.tasks import DEFAULT_TASK_QUEUE_NAME, task_backends
 
 from ...push import Hint, NotSent, Push
+from ..shown import HIDDEN, shown
 from .events import Message, body_of
 
 # The longest delay of one message, in seconds; SQS refuses more.
@@ -60,7 +61,7 @@ class SQS(Push):
         self._forget(os.getpid())
 
     def __repr__(self) -> str:
-        return f"SQS({self.url!r})"
+        return f"SQS({shown(self.url)!r})"
 
     @property
     def needs_endpoints(self) -> bool:
@@ -129,7 +130,7 @@ class SQS(Push):
             parts = urlsplit(address)
             if parts.scheme != "https" and parts.hostname not in LOOPBACK:
                 yield Error(
-                    f"{where}: {address!r} is not a valid address of SQS.",
+                    f"{where}: {shown(address)!r} is not a valid address of SQS.",
                     hint="Write the queue's URL, such as "
                     "'https://sqs.eu-west-1.amazonaws.com/123456789012/{queue}'.",
                     id="dbtasks.E024",
@@ -138,16 +139,19 @@ class SQS(Push):
 
     def _check_names(self, alias: str, where: str) -> Iterator[CheckMessage]:
         for queue_name in sorted(task_backends[alias].queues) or [DEFAULT_TASK_QUEUE_NAME]:
-            name = self.url_of(queue_name).rpartition("/")[2]
+            url = self.url_of(queue_name)
+            name = url.rpartition("/")[2]
+            # Part of a password, perhaps.
+            said = HIDDEN if shown(url) == HIDDEN else name.partition("?")[0]
             if name.endswith(FIFO):
                 yield Error(
-                    f"{where}: {name!r} is a FIFO queue, in which messages have no delay.",
+                    f"{where}: {said!r} is a FIFO queue, in which messages have no delay.",
                     hint="Create a standard queue.",
                     id="dbtasks.E024",
                 )
             elif not NAME.fullmatch(name):
                 yield Error(
-                    f"{where}: {name!r} is not a valid name of a queue of SQS.",
+                    f"{where}: {said!r} is not a valid name of a queue of SQS.",
                     hint="Use at most 80 letters, digits, hyphens and underscores.",
                     id="dbtasks.E024",
                 )

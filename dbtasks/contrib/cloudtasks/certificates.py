@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..shown import shown
+
 # Seconds for one request.
 TIMEOUT = 2.0
 # The shortest and the longest time in seconds that certificates are kept, whatever the answer says.
@@ -40,20 +42,23 @@ class Certificates:
     def get(self, key: str | None) -> Mapping[str, str]:
         """Return the certificates by the id of their key, with that key if Google has it.
 
-        Raise NoCertificates if there are none. May take two seconds, in one thread at a time.
+        Raise NoCertificates if there are none. One thread at a time asks for them, which may take
+        some seconds. Others wait only if the key is not known.
         """
-        if self._is_outdated(key):
-            # With a limit, because a lock that a fork has copied may never be released.
-            if not self._lock.acquire(timeout=2 * TIMEOUT):
-                raise NoCertificates("Another thread has been asking for them for too long.")
+        # With a limit, because a lock that a fork has copied may never be released.
+        wait = 0.0 if self._has(key) else 2 * TIMEOUT
+        if self._is_outdated(key) and self._lock.acquire(timeout=wait):
             try:
                 if self._is_outdated(key):
                     self._fetch()
             finally:
                 self._lock.release()
         if not self._known:
-            raise NoCertificates(f"{self.url} cannot be fetched.")
+            raise NoCertificates(f"{shown(self.url)} cannot be fetched.")
         return self._known
+
+    def _has(self, key: str | None) -> bool:
+        return bool(self._known) if key is None else key in self._known
 
     def _is_outdated(self, key: str | None) -> bool:
         now = time.monotonic()

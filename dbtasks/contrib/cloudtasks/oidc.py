@@ -14,6 +14,7 @@ from django.http import HttpRequest
 
 from ..http.auth import Unavailable, refused
 from ..http.origin import is_loopback
+from ..shown import shown
 from .certificates import Certificates, NoCertificates
 
 ISSUERS = ("https://accounts.google.com", "accounts.google.com")
@@ -93,7 +94,7 @@ def _safe_url(url: Any) -> str:
     parts = urlsplit(url if isinstance(url, str) else "")
     if parts.hostname and (parts.scheme == "https" or is_loopback(parts.hostname)):
         return str(url)
-    raise ImproperlyConfigured(f"OIDC(certs={url!r}) is not valid. Use an https URL.")
+    raise ImproperlyConfigured(f"OIDC(certs={shown(url)!r}) is not valid. Use an https URL.")
 
 
 def _seconds(value: Any) -> float:

@@ -21,6 +21,7 @@ from ...push import HEADER, Hint, NotSent, Push, sign
 from ..http.journal import Journal
 from ..http.mount import target
 from ..http.origin import check_origin, no_origin
+from ..shown import shown
 from . import environment
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ class CloudTasks(Push):
         self._journal = Journal()
 
     def __repr__(self) -> str:
-        return f"CloudTasks(queue={self.queue!r}, url={self.url!r})"
+        url = None if self.url is None else shown(self.url)
+        return f"CloudTasks(queue={self.queue!r}, url={url!r})"
 
     def is_at_home(self) -> bool:
         """Return whether this process is on Cloud Run or App Engine, and its URL is known."""

@@ -11,6 +11,8 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
 from django.http.request import validate_host
 
+from ..shown import HIDDEN, shown
+
 
 def is_loopback(host: str | None) -> bool:
     """Return whether that host is this machine."""
@@ -32,7 +34,7 @@ def no_origin(alias: str, argument: str) -> CheckMessage:
 
 def check_origin(alias: str, url: str) -> Iterator[CheckMessage]:
     """Yield what keeps hints of that backend, which a service sends to `url`, from arriving."""
-    where = f"The push of TASKS[{alias!r}]"
+    where, place = f"The push of TASKS[{alias!r}]", shown(url)
     try:
         parts = urlsplit(url)
         host, is_valid = parts.hostname, parts.port != 0
@@ -41,14 +43,14 @@ def check_origin(alias: str, url: str) -> Iterator[CheckMessage]:
     is_plain = is_valid and parts.scheme == "http"
     if not host or not is_valid or parts.scheme not in ("http", "https"):
         yield Error(
-            f"{where} sends hints to {url!r}, which is not a valid URL.",
+            f"{where} sends hints to {place!r}, which is not a valid URL.",
             hint="Use the address of the site, such as 'https://shop.example'.",
             id="dbtasks.E024",
         )
         return
     if is_plain and not is_loopback(host):
         yield Error(
-            f"{where} sends hints to {url!r}, which is not encrypted.",
+            f"{where} sends hints to {place!r}, which is not encrypted.",
             hint="Use https.",
             id="dbtasks.E024",
         )
@@ -56,6 +58,7 @@ def check_origin(alias: str, url: str) -> Iterator[CheckMessage]:
     allowed = settings.ALLOWED_HOSTS or [".localhost", "127.0.0.1", "[::1]"] * settings.DEBUG
     name = f"[{host}]" if ":" in host else host
     if not validate_host(name, allowed):
+        name = HIDDEN if place == HIDDEN else name
         yield Warning(
             f"{where} sends hints to the host {name!r}, which is not in ALLOWED_HOSTS: the site "
             "refuses each of them.",
@@ -64,7 +67,7 @@ def check_origin(alias: str, url: str) -> Iterator[CheckMessage]:
         )
     if is_plain and settings.SECURE_SSL_REDIRECT:
         yield Warning(
-            f"{where} sends hints to {url!r}, and SECURE_SSL_REDIRECT redirects each of them.",
+            f"{where} sends hints to {place!r}, and SECURE_SSL_REDIRECT redirects each of them.",
             hint="Use https.",
             id="dbtasks.W024",
         )

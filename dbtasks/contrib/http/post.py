@@ -21,6 +21,7 @@ from django.core.exceptions import ImproperlyConfigured
 from ...exceptions import DurationError
 from ...push import Hint, NotSent, Push, sign
 from ...schedule.duration import Duration
+from ..shown import shown
 from .mount import target
 from .origin import check_origin, is_loopback, no_origin
 
@@ -36,7 +37,8 @@ class Post(Push):
     X-DBTasks-Hint of that call; ``{delay}``, seconds until the row is due; ``{not_before}``, that
     time in seconds since 1970. A header, or a field of a `body` that is a dict, is left out if a
     value in it is not known: a row that is due now has no delay, a drain hint no id. In the URL
-    that value is empty. A dict is sent as JSON, a text as it is.
+    that value is empty, and values are quoted, except a target in the path. A dict is sent as JSON.
+    In a text nothing is escaped, so use a dict for JSON.
 
     `at` is the address of this site, by default the environment variable DBTASKS_URL. If it has a
     path, that is where the endpoints are mounted. `timeout` is in seconds. `longest` says how far
@@ -102,7 +104,7 @@ class Post(Push):
         finally:
             connection.close()
         if not 200 <= status < 300:
-            raise NotSent(f"{parts.hostname} answered {status}")
+            raise NotSent(f"{shown(self._url)} answered {status}")
 
     def _values(self, hint: Hint) -> dict[str, str]:
         """Return what is known of the hint, by name."""
@@ -140,7 +142,7 @@ class Post(Push):
             yield no_origin(alias, "Post(at=…)")
 
     def __repr__(self) -> str:
-        return f"Post({urlsplit(self._url).hostname!r})"
+        return f"Post({shown(self._url)!r})"
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -192,11 +194,12 @@ def _is_known(value: Any, values: Mapping[str, str]) -> bool:
 
 
 def _fill_url(url: str, values: Mapping[str, str]) -> str:
-    """Return the URL filled in. What is in its query is quoted."""
+    """Return the URL filled in. Values are quoted, except a target in the path."""
     start, mark, query = url.partition("?")
     quoted = {name: quote(value, safe="") for name, value in values.items()}
+    in_path = quoted | {"target": values.get("target", "")}
     return (
-        _PLACEHOLDER.sub(lambda match: values.get(match[1], ""), start)
+        _PLACEHOLDER.sub(lambda match: in_path.get(match[1], ""), start)
         + mark
         + _PLACEHOLDER.sub(lambda match: quoted.get(match[1], ""), query)
     )

@@ -15,7 +15,9 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonR
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 
+from ...db.isolation import InTransaction
 from ...door import Crowded
+from ...exceptions import RunnerError
 from ...mounted import MOUNT
 from ...wakeup import push_of
 from . import body, journal
@@ -27,7 +29,7 @@ from .work import ENDPOINTS, Call, Endpoint, NotAllowed
 __all__ = ["ENDPOINTS", "view_of"]
 
 # Seconds after which a sender that was turned away may come again.
-AFTER_OUTAGE, AFTER_CROWD = 10, 5
+AFTER_OUTAGE, AFTER_CROWD, AFTER_MISTAKE = 10, 5, 60
 _NOT_AUTHORIZED = "not authorized"
 _signed = Signed()
 
@@ -113,6 +115,10 @@ def _work(
     except (Full, Crowded):
         turn_away("all slots are taken")
         raise _Refused(503, "too many requests run tasks", Retry_After=str(AFTER_CROWD)) from None
+    except (RunnerError, InTransaction) as error:
+        # An answer 500 would be sent again at once, by most services.
+        turn_away(f"the site must be changed: {error}")
+        raise _Refused(503, "this site cannot run tasks", Retry_After=str(AFTER_MISTAKE)) from None
     except (OperationalError, InterfaceError) as error:
         turn_away(f"the database is away ({type(error).__name__})")
         raise _Refused(503, "not available now", Retry_After=str(AFTER_OUTAGE)) from None

@@ -338,6 +338,27 @@ class CertificateTests(TokenTestCase):
 
         self.assertRaises(Unavailable, self.who, self.signer.token(), oidc)
 
+    def test_while_one_thread_asks_others_use_what_is_known(self):
+        """They do not wait for Google: a token of a known key is told at once."""
+        self.who(self.signer.token())
+        known = self.oidc._certificates
+        self.later(4000)
+        with known._lock, mock.patch.object(known, "_lock", wraps=known._lock) as lock:
+            self.assertEqual(f"oidc:{EMAIL}", self.who(self.signer.token()))
+            lock.acquire.assert_called_once_with(timeout=0.0)
+        self.assertEqual(1, self.fetches())
+
+    def test_an_unknown_key_while_one_thread_asks_for_too_long(self):
+        """The token is refused; only without any certificate nobody can tell."""
+        self.who(self.signer.token())
+        self.later(4000)
+        self.enterContext(mock.patch.object(certificates, "TIMEOUT", 0.01))
+        with self.oidc._certificates._lock:
+            self.assert_refused(Signer("key-2").token(), "signed with an unknown key")
+        new = self.make()
+        with new._certificates._lock:
+            self.assertRaises(Unavailable, self.who, self.signer.token(), new)
+
     def test_many_threads_fetch_once(self):
         """Those that come first wait for the one that asks."""
         with ThreadPoolExecutor(8) as pool:
@@ -350,6 +371,13 @@ class CertificateTests(TokenTestCase):
 
 class ReprTests(SimpleTestCase):
     """What is shown of it."""
+
+    def test_an_address_that_is_not_valid(self):
+        """The error shows nothing that may be a password."""
+        for url in ("user:secret@host", "http://:secret/x@host", "http://u:secret@host"):
+            with self.assertRaises(ImproperlyConfigured) as raised:
+                OIDC(AUDIENCE, EMAIL, certs=url)
+            self.assertNotIn("secret", str(raised.exception))
 
     def test_repr(self):
         """Whom it trusts; it has no secret."""

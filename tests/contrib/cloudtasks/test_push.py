@@ -195,7 +195,9 @@ class TaskTests(PushTestCase):
         """It has neither credentials nor accounts."""
         push = self.make(service_account=EMAIL)
 
-        self.assertEqual(f"CloudTasks(queue='{{queue}}', url={SITE!r})", repr(push))
+        self.assertEqual("CloudTasks(queue='{queue}', url='https://shop.example')", repr(push))
+        for url in ("https://u:secret@x.example", "https://:secret/x@x.example", "u:secret@x"):
+            self.assertNotIn("secret", repr(CloudTasks(url=url)))
 
 
 class AnswerTests(PushTestCase):

@@ -5,13 +5,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
-from django.db import InterfaceError, OperationalError, connections
+from django.db import InterfaceError, OperationalError, connections, transaction
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, RequestFactory, TransactionTestCase, override_settings
 from django.urls import include, path
 from django.utils import timezone, translation
 
-from dbtasks.contrib.http import Bearer, body, endpoints, views
+from dbtasks.contrib.http import Bearer, body, endpoints, journal, views
 from dbtasks.models import ScheduledTask
 from dbtasks.push import HEADER, sign
 
@@ -25,6 +25,14 @@ SESSION = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
 ]
 POSTS = ("sweep/", "run/", f"run/{ID}/", "purge/")
+
+
+DATABASE = "dbtasks.backend.DatabaseBackend"
+
+
+def atomic_middleware(get_response: Any) -> Any:
+    """Do the rest of each request in a transaction."""
+    return transaction.atomic(get_response)
 
 
 class DoorTestCase(TransactionTestCase):
@@ -297,6 +305,41 @@ class OutageTests(DoorTestCase):
 
         self.assertEqual([503] * 6, codes)
         self.assertEqual("READY", ScheduledTask.objects.get().status)
+
+    def test_a_backend_that_cannot_run(self):
+        """503, and one line that says what to change: a service that gets 500 comes back."""
+        tasks_of = {
+            "immediate": {"BACKEND": DATABASE, "OPTIONS": {"immediate": True}},
+            "ImmediateBackend": {"BACKEND": "django.tasks.backends.immediate.ImmediateBackend"},
+        }
+        for word, backend in tasks_of.items():
+            with override_settings(TASKS={"default": backend}), mounted():
+                self.assert_cannot_run(rf"TASKS\['default'\].*{word}", *POSTS)
+                self.assertEqual(503, get("status/").status_code)
+
+    def test_a_middleware_that_opens_a_transaction(self):
+        """The same: nothing can be claimed in it."""
+        row = tasks.remember.enqueue(1)
+        here = f"{__name__}.atomic_middleware"
+        with override_settings(MIDDLEWARE=[here]):
+            self.assert_cannot_run(r"outside of atomic\(\)", "sweep/", "run/", f"run/{row.id}/")
+        self.assertEqual([], tasks.ran)
+
+    def assert_cannot_run(self, why: str, *urls: str) -> None:
+        """Fail unless each answer is 503, and the log says why."""
+        for url in urls:
+            with (
+                self.subTest(url),
+                mock.patch.object(journal, "_journal", journal.Journal()),
+                self.assertLogs("dbtasks.http", "WARNING") as logs,
+            ):
+                for _ in range(2):
+                    response = post(url)
+                    self.assertEqual((503, "60"), (response.status_code, response["Retry-After"]))
+                    self.assertEqual("this site cannot run tasks", error_of(response))
+                self.assertEqual(1, len(logs.output))
+                self.assertRegex(logs.output[0], why)
+                self.assertNotIn("Traceback", logs.output[0])
 
     def test_other_errors_are_raised(self):
         """Django answers and reports them; they are no reason to come again in ten seconds."""

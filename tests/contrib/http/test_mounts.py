@@ -195,6 +195,28 @@ class CheckTests(SimpleTestCase):
             push = Post("https://service.example/{target}", at=at)
             self.assertEqual(count, len(self.messages(push)), at)
 
+    def test_no_part_of_a_password_is_shown(self):
+        """Whatever is wrong with the address."""
+        for at in (
+            "u:secret@h",
+            "http://u:secret@h.example",
+            "https://:secret/x@h",
+            "https://secret#x@h",
+        ):
+            with override_settings(ALLOWED_HOSTS=["x"], SECURE_SSL_REDIRECT=True):
+                found = self.messages(Post("https://service.example/{target}", at=at))
+            self.assertTrue(found, at)
+            self.assertNotIn("secret", str(found))
+
+    def test_a_backend_that_cannot_run(self):
+        """W027: each request would be answered 503."""
+        other = "django.tasks.backends.immediate.ImmediateBackend"
+        for backend in (ROWS | {"OPTIONS": {"immediate": True}}, {"BACKEND": other}):
+            with self.subTest(backend), override_settings(TASKS={"default": backend}):
+                with mounted(path("a/", endpoints(auth=AUTH)), path("b/", endpoints(auth=AUTH))):
+                    self.assertEqual(1, self.found().count("dbtasks.W027"))
+                self.assertNotIn("dbtasks.W027", self.found())
+
     def test_a_plain_service(self):
         """E024: its token would be sent for all to read."""
         for url, count in (

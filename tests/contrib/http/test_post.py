@@ -129,12 +129,18 @@ class PostTests(SimpleTestCase):
         self.assertEqual(("mail |{ }é", "text/plain"), (body.decode(), sent["Content-Type"]))
 
     def test_what_is_in_a_query_is_quoted(self):
-        """In the path it is not, as QStash wants it."""
+        """In the path the target is not, as QStash wants it."""
         path, _, _ = self.send(ROW, "/publish?url={target}&delay={delay}")
 
         self.assertEqual(
             f"/publish?url={TARGET.replace(':', '%3A').replace('/', '%2F')}&delay=", path
         )
+
+    def test_names_of_queues_in_a_path_are_quoted(self):
+        """A space or a slash changes nothing but the one part of the path."""
+        path, _, _ = self.send(ROW._replace(queue_name="a b/ü?#"), "/q/{queue}/{target}")
+
+        self.assertEqual(f"/q/a%20b%2F%C3%BC%3F%23/{TARGET}", path)
 
     def test_drains_go_to_run(self):
         """The target of a drain hint."""
@@ -147,7 +153,7 @@ class PostTests(SimpleTestCase):
             self.send(ROW)
         for code in (301, 307, 400, 401, 429, 500, 503):
             self.service.code = code
-            with self.assertRaisesMessage(NotSent, f"127.0.0.1 answered {code}"):
+            with self.assertRaisesMessage(NotSent, f"{self.service.url} answered {code}"):
                 self.send(ROW)
             self.service.taken.clear()
 
@@ -217,7 +223,9 @@ class ArgumentTests(SimpleTestCase):
         """Neither headers nor the path are shown."""
         push = Post("https://s.example/key-abc?k=abc", headers={"Authorization": "Bearer abc"})
 
-        self.assertEqual("Post('s.example')", repr(push))
+        self.assertEqual("Post('https://s.example')", repr(push))
+        for url in ("https://secret#n@s.example", "https://secret:1/x@s.example"):
+            self.assertEqual("Post('…')", repr(Post(url)))
 
 
 class RoundTripTests(TransactionTestCase):
