@@ -8,6 +8,7 @@ from django.apps import AppConfig
 from django.core.checks import Tags, register
 from django.utils.translation import gettext_lazy as _
 
+from . import distribution
 from .base.result import run_waited_with
 
 
@@ -26,7 +27,7 @@ class DBTasksConfig(AppConfig):
 
     def ready(self) -> None:
         """Register the checks, and what runs a row that a task waits for."""
-        from . import checks, distribution
+        from . import checks
 
         run_waited_with(_run_waited)
         register(checks.check_backends)

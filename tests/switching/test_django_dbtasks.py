@@ -19,8 +19,8 @@ from django.utils import timezone
 
 from dbtasks import process_tasks, store
 from dbtasks.calls import uuid7
-from dbtasks.distribution import check_distributions
 from dbtasks.db.connections import drop
+from dbtasks.distribution import check_distributions
 from dbtasks.migrations import _django_dbtasks as switching
 from dbtasks.models import PeriodicTask, ScheduledTask, Worker
 from dbtasks.store import periodic
