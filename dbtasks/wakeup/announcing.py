@@ -13,8 +13,7 @@ from django.db import connections
 
 from ..db.connections import AfterCommit, after_commit
 from ..store import Place
-from .guard import commit_end
-from .hints import push_of
+from .hints import Commit, push_of
 from .notify import became_due
 
 
@@ -32,19 +31,6 @@ def announce(db: str, backend: str, places: Iterable[Place], is_notified: bool =
         after_commit(db, Announcement(db, backend, places, is_notified, commit))
 
 
-class Commit:
-    """A commit, and the time that the hints of all its rows may take together."""
-
-    def __init__(self) -> None:
-        self._end: float | None = None
-
-    def end(self) -> float:
-        """Return when that time is over. It begins with the first call."""
-        if self._end is None:
-            self._end = commit_end()
-        return self._end
-
-
 class Announcement:
     """Rows of one backend that one savepoint of a transaction has written."""
 
@@ -56,8 +42,7 @@ class Announcement:
 
     def __call__(self) -> None:
         places = chain.from_iterable(self.parts)
-        end = self.commit.end()
-        became_due(self.db, self.backend, places, is_notified=self._is_notified, hints_end=end)
+        became_due(self.db, self.backend, places, is_notified=self._is_notified, commit=self.commit)
 
 
 def _pending(connection: Any) -> tuple[set[str], Announcement | None]:

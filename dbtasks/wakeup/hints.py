@@ -6,6 +6,7 @@ Owns tell(), through which every hint goes. Never raises, and never writes to th
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,7 @@ from django.utils import timezone
 from .. import store
 from ..push import Hint, Push
 from ..store import Place
-from .guard import Sender, in_words, sender_of
+from .guard import Sender, commit_end, in_words, sender_of
 
 # A service that can hold a hint for this long gets hints for rows that are due later still.
 SENT_ON = timedelta(days=1)
@@ -64,23 +65,66 @@ def tell_places(
     places: Sequence[Place],
     *,
     is_promotion: bool = False,
-    end: float | None = None,
+    commit: "Commit | None" = None,
 ) -> int:
     """Send the hints that these committed rows need; return how many were sent.
 
-    `is_promotion` is whether the rows were scheduled: their hints may have been sent long ago. For
-    `end` see tell().
+    `is_promotion` is whether the rows were scheduled: their hints may have been sent long ago.
+    `commit` is theirs, if it wrote other rows as well.
     """
     hints: list[Hint] = []
-    sender = sender_of(backend)
+    sender, commit = sender_of(backend), commit or Commit()
+    end = commit.end()
     with _quiet(sender):
         if (is_promotion and is_sent_on(push)) or not places or not is_sending(push, sender):
             return 0
-        if push.bulk is None or len(places) <= push.bulk:
-            hints = [_hint(backend, place) for place in places]
-        else:
-            hints = _drains(backend, places, max(1, push.bulk))
+        hints = commit.hints(backend, places, push.bulk)
     return tell(push, hints, end=end)
+
+
+class Commit:
+    """A commit: the time that the hints of all its rows may take, and which of them it has.
+
+    Its rows come in several parts if savepoints wrote them. Parts that were rolled back never come.
+    """
+
+    def __init__(self) -> None:
+        self._end: float | None = None
+        # By backend.
+        self._rows: Counter[str] = Counter()
+        # By backend and queue: drain hints so far, and the further due rows that they are for.
+        self._drains: Counter[tuple[str, str]] = Counter()
+        self._spare: Counter[tuple[str, str]] = Counter()
+
+    def end(self) -> float:
+        """Return when that time is over. It begins with the first call."""
+        if self._end is None:
+            self._end = commit_end()
+        return self._end
+
+    def hints(self, backend: str, places: Sequence[Place], bulk: int | None) -> list[Hint]:
+        """Return the hints that these further rows need.
+
+        A drain hint for due rows is also for those that come after it: all are committed.
+        """
+        self._rows[backend] += len(places)
+        if bulk is None or self._rows[backend] <= bulk:
+            return [_hint(backend, place) for place in places]
+        bulk = max(1, bulk)
+        later = [place for place in places if place.run_after is not None]
+        if len(places) > bulk:
+            found = _drains(backend, later, bulk)
+        else:
+            found = [_hint(backend, place) for place in later]
+        due = Counter(place.queue_name for place in places if place.run_after is None)
+        for queue_name, count in due.items():
+            key = backend, queue_name
+            wanted = max(0, -(-(count - self._spare[key]) // bulk))
+            drains = min(wanted, MAX_DRAINS - self._drains[key])
+            self._drains[key] += drains
+            self._spare[key] += drains * bulk - count
+            found += [Hint(None, backend, queue_name)] * drains
+        return found
 
 
 def tell_late(db: str, backend: str, push: Push) -> int:
@@ -135,27 +179,24 @@ def _hint(backend: str, place: Place) -> Hint:
 
 
 def _drains(backend: str, places: Sequence[Place], bulk: int) -> list[Hint]:
-    """Return one drain hint for each `bulk` rows of a queue, 16 at most.
+    """Return one drain hint for each `bulk` rows of a queue that are due later, 16 at most.
 
-    Rows that are due later get drain hints of their own, 16 at most as well: each for the time of
-    the last row of its share, and a moment more.
+    Each is for the time of the last row of its share, and a moment more.
     """
-    shares: dict[tuple[str, bool], list[datetime | None]] = {}
+    shares: dict[str, list[datetime]] = {}
     for place in places:
-        at = aware(place.run_after)
-        shares.setdefault((place.queue_name, at is None), []).append(at)
+        if (at := aware(place.run_after)) is not None:
+            shares.setdefault(place.queue_name, []).append(at)
     hints = []
-    for (queue_name, is_due), times in shares.items():
+    for queue_name, times in shares.items():
         count = min(MAX_DRAINS, -(-len(times) // bulk))
-        ordered = times if is_due else sorted(filter(None, times))
+        ordered = sorted(times)
         # The last row of each share.
         ends = [(n * len(times)) // count - 1 for n in range(1, count + 1)]
-        hints += [Hint(None, backend, queue_name, run_after=_soon_after(ordered[n])) for n in ends]
+        hints += [
+            Hint(None, backend, queue_name, run_after=ordered[n] + DRAIN_MARGIN) for n in ends
+        ]
     return hints
-
-
-def _soon_after(at: datetime | None) -> datetime | None:
-    return None if at is None else at + DRAIN_MARGIN
 
 
 def aware(at: datetime | None) -> datetime | None:

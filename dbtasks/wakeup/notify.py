@@ -16,7 +16,7 @@ from django.dispatch import Signal
 
 from ..store import Place
 from ..waker import waker_of
-from .hints import push_of, tell_places
+from .hints import Commit, push_of, tell_places
 from .publishing import publish
 
 logger = logging.getLogger("dbtasks.wakeup")
@@ -93,14 +93,14 @@ def became_due(
     *,
     only_here: bool = False,
     is_notified: bool = False,
-    hints_end: float | None = None,
+    commit: Commit | None = None,
 ) -> None:
     """Wake runners and send hints, because committed rows are due, or will be due later.
 
     Such rows were enqueued, retried, promoted or requeued, and `places` are all of them. The signal
     names those that are due now. With `only_here` rows were promoted: other processes are not
     notified, because they know the time as well. With `is_notified` the NOTIFY was sent with the
-    rows. `hints_end` is when hints are given up, on the monotonic clock. Raises nothing. With a
+    rows. `commit` is given if further calls may follow for the same commit. Raises nothing. With a
     push it may take three seconds, without one it never waits.
     """
     for known in _wakeables.get(backend, ()):
@@ -115,7 +115,7 @@ def became_due(
     if not only_here:
         _notify(db, backend, is_notified)
     if push is not None:
-        tell_places(push, backend, tuple(places), is_promotion=only_here, end=hints_end)
+        tell_places(push, backend, tuple(places), is_promotion=only_here, commit=commit)
 
 
 def _notify(db: str, backend: str, is_notified: bool) -> None:

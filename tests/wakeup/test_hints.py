@@ -550,6 +550,32 @@ class BulkTests(PushTestCase):
         wanted = [Hint(None, "default", "default", run_after=at) for at in ends]
         self.assertCountEqual([Hint(None, "default", "default"), *wanted], self.push.hints)
 
+    def test_rows_of_many_savepoints(self):
+        """Count together: 50 hints for 50 rows, then one for each further 50, 16 at most."""
+        for rows, drains in ((50, 0), (51, 1), (100, 1), (101, 2), (900, 16)):
+            with self.subTest(rows):
+                with transaction.atomic():
+                    for n in range(rows):
+                        with transaction.atomic():
+                            plain_tasks.add.enqueue(n, 1)
+                found = Counter(hint.id is None for hint in self.push.taken())
+                self.assertEqual((50, drains), (found[False], found[True]))
+
+    def test_savepoints_that_were_rolled_back_do_not_count(self):
+        """Nor do rows for later lose the hint of their own."""
+        at = timezone.now() + HOUR
+        with transaction.atomic():
+            for n in range(100):
+                with transaction.atomic():
+                    plain_tasks.add.enqueue(n, 1)
+                    transaction.set_rollback(n % 2 == 0)
+            with transaction.atomic():
+                later = plain_tasks.add.using(run_after=at).enqueue(1, 2)
+
+        *first, last = self.push.taken()
+        self.assertEqual(50, len({hint.id for hint in first} - {None}))
+        self.assertEqual((later.id, at), (last.id, last.run_after))
+
     def test_no_bulk(self):
         """One hint for each row, for queues whose rate limit is the point."""
         with recorded(push=Recorder(bulk=None, batch=10)) as self.push:
