@@ -4,10 +4,12 @@ Owns how a task leaves them, and calls after a commit. Never opens one.
 """
 
 import logging
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from traceback import clear_frames
 from typing import Any
 
 from django.db import DatabaseError, connections, transaction
@@ -19,6 +21,10 @@ logger = logging.getLogger("dbtasks.runner")
 # Seconds that a connection is kept between tasks. After a failover, a connection may lead to a
 # server that is read-only for ever.
 MAX_KEPT = 60.0
+# How often a rollback is tried: another interrupt may be on its way.
+ROLLBACKS = 3
+# The most exceptions of a chain whose frames are let go.
+MAX_CHAIN = 100
 # The attribute of Django's connections with the end of that time.
 _KEPT = "_dbtasks_close_at"
 
@@ -132,14 +138,31 @@ def drop(connection: Any) -> None:
     if connection.vendor == "sqlite" and connection.connection is not None:
         # A traceback may hold a cursor in the middle of its rows for long. That would keep a closed
         # SQLite connection, and its transaction, from ending.
-        with suppress(Exception):
-            connection.connection.rollback()
+        _roll_back(connection.connection)
     with suppress(Exception):
         connection.close()
     # The next use gets a new wrapper: the old one still lists its open blocks.
     del connections[connection.alias]
     if waits_for_room(connection):
         wait_for_room(connections[connection.alias])
+
+
+def _roll_back(raw: Any) -> None:
+    """Roll back the transaction of a SQLite connection, which may have been interrupted.
+
+    An interrupt ends every statement while another one is in the middle of its rows. So cursors
+    that the exception in hand keeps are let go, with all that its frames hold.
+    """
+    error = sys.exception()
+    for _ in range(ROLLBACKS):
+        try:
+            raw.rollback()
+            return
+        except Exception:  # whatever it is, the connection is closed afterwards
+            found, left = error, MAX_CHAIN
+            while found is not None and left:
+                clear_frames(found.__traceback__)
+                found, left = found.__cause__ or found.__context__, left - 1
 
 
 def discard(connection: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections, transaction
 from django.tasks import default_task_backend, task_backends
 from django.tasks.exceptions import InvalidTask
 from django.tasks.signals import task_finished
@@ -19,6 +20,7 @@ from django.test import SimpleTestCase, TransactionTestCase, override_settings
 
 import dbtasks
 from dbtasks import TaskContext, TaskInterrupted, TaskTimeout, options, process_one
+from dbtasks.db.connections import drop
 from dbtasks.execution.attempt import Attempt
 from dbtasks.execution.deadlines import Deadlines
 from dbtasks.execution.interrupt import Interruptible
@@ -30,7 +32,7 @@ from ..support import tasks
 from ..support.backends import backend
 from ..support.gates import SlowTestCase
 from ..support.processes import ProcessTestCase
-from ..support.rows import make_claim, row, vendor
+from ..support.rows import DB, make_claim, make_task, row, vendor
 from ..support.waiting import until
 from ..tasks import add, wait_for_file
 
@@ -54,6 +56,36 @@ class StartTests(TransactionTestCase):
         outcome = run(attempt)
 
         self.assertEqual(attempt.at(began), outcome.started_at)
+
+
+class InterruptedConnectionTests(TransactionTestCase):
+    """A connection of SQLite after an interrupt in the middle of its rows."""
+
+    def test_its_transaction_ends(self):
+        """Although a traceback holds the cursor: others would wait for the file for ever."""
+        if vendor() != "sqlite":
+            self.skipTest("the servers of other databases end a transaction with its connection")
+        broken = connections[DB]
+        transaction.atomic().__enter__()
+        make_task()
+        try:
+            self.stop_in_the_middle(broken.connection)
+        except ValueError as error:
+            kept = error
+            drop(broken)
+
+        self.assertEqual(0, ScheduledTask.objects.count())
+        make_task()
+        self.assertIsNotNone(kept.__traceback__)
+
+    def stop_in_the_middle(self, raw: Any) -> None:
+        rows = raw.execute(
+            "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) "
+            "SELECT x FROM n LIMIT 10"
+        )
+        rows.fetchone()
+        raw.interrupt()
+        raise ValueError
 
 
 class ThreadTests(SlowTestCase):
