@@ -4,6 +4,7 @@ Owns the decision by the row's state. Never trusts the hint: it may be early, la
 forged, and only the claim decides.
 """
 
+import math
 import time
 from datetime import datetime
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from . import store
 from .base.result import FAILED, FINISHED, READY, RUNNING, TaskResult
 from .door import Door
 from .execution.attempt import Attempt
+from .execution.bounds import RELEASE_BEFORE
 from .inline import Inline, result_of
 from .liveness.identity import is_gone
 from .models import Hold, ScheduledTask, Worker
@@ -51,7 +53,7 @@ def run_hinted(door: Door, backend: str, id: str | UUID, *, allow_retry: bool = 
     A row that is due within 10 seconds is waited for. A RUNNING row whose worker looks lost is
     rescued first, which takes up to a third of the option `worker_timeout`. A row whose task this
     process does not know is "held" for another process. With `allow_retry` a FAILED row is run
-    again.
+    again. Nobody is waited for in the last ten seconds before the door's deadline.
 
     Errors of the task are in the result; errors of the database are raised. Raise Crowded if the
     row must run alone and the door refuses that. Raise RuntimeError inside a transaction,
@@ -67,6 +69,9 @@ class _Visit:
     def __init__(self, inline: Inline, id: str | UUID) -> None:
         self._inline, self._id = inline, id
         self._began = time.monotonic()
+        deadline = inline.door.deadline
+        # What starts later would be asked to end at once.
+        self._end = math.inf if deadline is None else deadline - RELEASE_BEFORE
 
     def run(self, allow_retry: bool) -> HintRun:
         """Run the row if it is due; return what became of the hint."""
@@ -110,9 +115,10 @@ class _Visit:
         if row.run_after is None:
             return True
         seconds = (row.run_after - store.now(self._inline.db)).total_seconds()
-        if seconds <= EARLY:
-            time.sleep(max(0.0, seconds))
-        return seconds <= EARLY
+        if seconds > min(EARLY, max(0.0, self._end - time.monotonic())):
+            return False
+        time.sleep(max(0.0, seconds))
+        return True
 
     def _is_rescued(self, row: ScheduledTask) -> bool:
         """Rescue a RUNNING row if its worker is lost; return whether that was done."""
@@ -126,6 +132,8 @@ class _Visit:
                 # It lives.
                 return False
             seen = beat
+            if time.monotonic() + inline.silent.interval > self._end:
+                return False
             time.sleep(inline.silent.interval)
         return True
 

@@ -5,6 +5,7 @@ opens a transaction, never relies on being alone, and raises nothing for a task.
 """
 
 import logging
+import math
 import threading
 import time
 from datetime import datetime, timedelta
@@ -28,6 +29,9 @@ from .wakeup import hints
 
 logger = logging.getLogger("dbtasks.sweep")
 
+# Seconds before the deadline of a caller at which nobody is watched any more, so that it gets its
+# answer.
+ANSWER_BEFORE = 3.0
 # Ticks of a schedule with missed="skip" fire up to this many intervals between sweeps late.
 GRACE_INTERVALS = 1.5
 
@@ -72,9 +76,11 @@ def sweep(
     Sweeps may overlap, with each other and with runners. If the backend has a push, and this
     process sends hints, rows that are due for long get another hint instead of being run here.
 
-    `max_tasks` limits the number of tasks. `max_seconds` says when the last one may start. With
-    `queue_name` only rows of that queue are run. `interval` is the number of seconds between two
-    sweeps: a schedule with missed="skip" fires up to 1.5 times as late, or 10 seconds.
+    `max_tasks` limits the number of tasks. `max_seconds` says when the last one may start. If a
+    worker looks lost, it is watched until that is certain, which may take longer, about a third of
+    the option `worker_timeout`. With `queue_name` only rows of that queue are run. `interval` is
+    the number of seconds between two sweeps: a schedule with missed="skip" fires up to 1.5 times as
+    late, or 10 seconds.
 
     A task is interrupted at its timeout, and starts without the caller's language, time zone and
     other context variables. Errors of tasks are in `results`; errors of the database are raised.
@@ -143,7 +149,9 @@ class _Turn:
             raise ValueError(f"max_seconds must be above 0, not {max_seconds!r}.")
         self._began = time.monotonic()
         self._end = self._began + max_seconds
+        self._watch_end = math.inf
         if door.deadline is not None:
+            self._watch_end = door.deadline - ANSWER_BEFORE
             # What starts later would be asked to end at once.
             self._end = min(self._end, door.deadline - RELEASE_BEFORE)
         self._inline = Inline(backend, door)
@@ -183,7 +191,8 @@ class _Turn:
     def run_or_hint(self) -> None:
         """Run due rows; if hints are sent from here, send those that late rows need instead.
 
-        If the service does not take them, the rows are run here all the same.
+        If the service takes none of them, the rows are run here all the same. If it takes some, it
+        keeps its own pace, and the next sweep sends the others.
         """
         push = hints.sending_push_of(self._alias)
         if push is None:
@@ -193,7 +202,7 @@ class _Turn:
         late = hints.late_hints(self._db, self._alias, push)
         sent = hints.tell(push, late)
         self._hinted += sent
-        if sent < len(late):
+        if late and not sent:
             self.run()
 
     def run(self) -> None:
@@ -221,14 +230,16 @@ class _Turn:
             self.rescue()
 
     def watch(self) -> None:
-        """Wait until workers that look lost have beaten or are lost, while the time lasts.
+        """Wait until workers that look lost have beaten or are lost.
 
-        Run what was rescued.
+        Run what was rescued, while the time lasts. A sweep that watched only until then would begin
+        anew each time, and rescue nothing for ever.
         """
         silent = self._inline.silent
-        while silent and self._seconds_left > 0:
-            time.sleep(min(silent.interval, self._seconds_left))
-            if self.rescue():
+        end = min(max(self._end, time.monotonic() + silent.needed), self._watch_end)
+        while silent and (left := end - time.monotonic()) > 0:
+            time.sleep(min(silent.interval, left))
+            if self.rescue() and self._seconds_left > 0:
                 self.run_or_hint()
 
     def purge(self) -> None:

@@ -30,6 +30,9 @@ def process_identity() -> tuple[str, int, int]:
 @cache
 def host_key() -> str:
     """Return a key of this host or container, where pids are unique; "" if that is unknown."""
+    if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
+        # Its virtual machines may start from copies of one memory, with equal keys and pids.
+        return ""
     node = platform.node()[:60]
     if sys.platform == "darwin":
         boot = _macos_boot_id()

@@ -33,6 +33,8 @@ class SilentWorkers:
         self._watched = timeout / BEATS * WATCHED_BEATS
         # Seconds between two checks.
         self.interval = min(RECHECK_INTERVAL, self._watched / 4)
+        # Seconds of checks at that interval after which a silent worker is lost.
+        self.needed = self._watched + self.interval
         # By worker id: its beat, and the seconds for which that has not changed.
         self._seen: dict[str, tuple[int, float]] = {}
         self._checked_at = time.monotonic()

@@ -528,6 +528,23 @@ class EventTests(TransactionTestCase):
 
         self.assertEqual(["mail", "default"], [call.args[1] for call in sweep.mock_calls])
 
+    def test_the_event_may_say_how_often_it_comes(self):
+        """So that a schedule with missed="skip" fires. A schedule of EventBridge may say it too."""
+        events = (
+            {"dbtasks": "sweep"},
+            {"dbtasks": "sweep", "interval": 300},
+            {"source": "aws.scheduler", "interval": 0.5},
+        )
+        with mock.patch.object(function, "sweep_through") as sweep:
+            sweep.return_value = mock.MagicMock(seconds=0.0, next_due=None)
+            for event in events:
+                handler(event, None)
+
+        self.assertEqual([60, 300, 0.5], [call.kwargs["interval"] for call in sweep.mock_calls])
+        for interval in (0, -1, "300", True, None, float("nan"), float("inf"), 604_801):
+            with self.subTest(interval), self.assertRaisesMessage(ValueError, "'interval' must be"):
+                handler({"dbtasks": "sweep", "interval": interval}, None)
+
     def test_other_events_are_errors(self):
         """The error says what the function takes."""
         for event in self.FOREIGN:

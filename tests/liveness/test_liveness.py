@@ -1,5 +1,6 @@
 """Runners that are killed, frozen, or restarted."""
 
+import os
 import signal
 import threading
 import time
@@ -373,6 +374,16 @@ class HeartbeatTests(TransactionTestCase):
         Worker.objects.filter(pk="other").update(host_key=host_key())
 
         self.assertEqual("lost", self.watch(1))
+
+    def test_virtual_machines_of_lambda_are_not_told_apart(self):
+        """They may look like one host with other processes, so only the beat counts there."""
+        host_key.cache_clear()
+        self.addCleanup(host_key.cache_clear)
+        with mock.patch.dict(os.environ, {"AWS_LAMBDA_FUNCTION_NAME": "tasks"}):
+            self.assertEqual("", host_key())
+            register("other", host_key=host_key(), pid=2**22 + 1, pid_started=1)
+
+            self.assertEqual("live", self.watch(1))
 
     def test_a_worker_that_is_missed_is_declared_lost_at_once(self):
         """Whoever started its process knows that it has ended."""

@@ -1,5 +1,6 @@
 """What becomes of a hint, by the state of its row."""
 
+import time
 from datetime import timedelta
 from uuid import uuid4
 
@@ -57,6 +58,16 @@ class HintedTests(TransactionTestCase):
 
         self.assertTrue(hinted(enqueued.id).ran)
         self.assertGreater(ScheduledTask.objects.get().started_at, due)
+
+    def test_a_row_is_not_waited_for_beyond_the_deadline(self) -> None:
+        """It would be asked to end at once. A row that is due runs all the same."""
+        due = store.now(DB) + timedelta(seconds=8)
+        enqueued = tasks.add.using(run_after=due).enqueue(1, 2)
+        door = Door(deadline=time.monotonic() + 12)
+
+        self.assertEqual((False, "not due"), run_hinted(door, "default", enqueued.id)[:3:2])
+        ScheduledTask.objects.update(run_after=store.now(DB) - timedelta(seconds=1))
+        self.assertTrue(run_hinted(door, "default", enqueued.id).ran)
 
     def test_a_finished_row_is_left(self) -> None:
         """A FAILED one as well, unless a person asks for it."""

@@ -58,6 +58,19 @@ class PushTests(TransactionTestCase):
         self.assertEqual((2, 0, False), (swept.succeeded, swept.hinted, swept.is_due_left))
         self.assertEqual(2, ScheduledTask.objects.filter(pk__in=(late, fresh)).count())
 
+    def test_rows_are_not_run_if_the_service_takes_some_of_their_hints(self) -> None:
+        """It may limit how many come at once, and how many run at once."""
+        for _ in range(2):
+            self.age(make_task(), 90)
+        with (
+            sending(),
+            mock.patch.object(self.push, "send", side_effect=[None, OSError]),
+            self.assertLogs("dbtasks.push", "WARNING"),
+        ):
+            swept = dbtasks.sweep()
+
+        self.assertEqual((0, 1, True), (swept.ran, swept.hinted, swept.is_due_left))
+
     def test_rows_whose_time_has_come_get_the_hint_that_the_service_could_not_hold(self) -> None:
         """It holds hints for ten minutes at most, so none was sent when the row was written."""
         self.push.longest = timedelta(minutes=10)

@@ -19,7 +19,7 @@ from dbtasks.hinted import run_hinted
 from dbtasks.liveness.identity import host_key
 from dbtasks.models import ScheduledTask, Worker
 from dbtasks.store import workers
-from dbtasks.sweeping import run_due
+from dbtasks.sweeping import run_due, sweep_through
 
 from ..support.backends import backend
 from ..support.processes import Child, ProcessTestCase, freeze
@@ -144,11 +144,32 @@ class BudgetTests(TransactionTestCase):
     def fall_silent(self) -> None:
         Worker.objects.update(beat_at=store.now(DB) - HOUR)
 
-    def test_the_watch_ends_with_the_budget(self) -> None:
-        """The next sweep begins anew."""
-        swept = dbtasks.sweep(max_seconds=0.5)
+    def test_the_watch_outlasts_the_budget(self) -> None:
+        """The next sweep would begin anew, and so on for ever. But nothing starts any more."""
+        swept = dbtasks.sweep(max_seconds=0.01)
+
+        self.assertEqual((1, 0, True), (swept.rescued, swept.ran, swept.is_due_left))
+        self.assertEqual("lost", Worker.objects.get(pk="elsewhere").state)
+
+    def test_long_tasks_do_not_keep_a_sweep_from_the_rescue(self) -> None:
+        """Between them a sweep looks too rarely."""
+        pause.enqueue(2.5)
+        swept = dbtasks.sweep(max_seconds=2)
+
+        self.assertEqual((1, 1, True), (swept.rescued, swept.ran, swept.is_due_left))
+
+    def test_the_watch_ends_before_the_deadline(self) -> None:
+        """The caller gets its answer."""
+        swept = sweep_through(Door(deadline=time.monotonic() + 3.1))
 
         self.assertEqual(0, swept.rescued)
+        self.assertEqual("live", Worker.objects.get(pk="elsewhere").state)
+
+    def test_a_hint_does_not_watch_beyond_the_deadline(self) -> None:
+        """It answers that the row is running; a sweep has more time."""
+        hinted = run_hinted(Door(deadline=time.monotonic() + 10.1), "default", self.claim.id)
+
+        self.assertEqual((False, "running"), (hinted.ran, hinted.why))
         self.assertEqual("live", Worker.objects.get(pk="elsewhere").state)
 
     def test_process_tasks_has_a_budget_too(self) -> None:

@@ -28,6 +28,9 @@ MARGIN = 10.0
 TASK_MARGIN = 30.0
 # Seconds that an event may take without a context, as when a test or a shell calls the handler.
 USUAL = 300.0
+# Seconds between two sweeps if the event does not say, and the most that it may say: a week.
+INTERVAL = 60.0
+LONGEST_INTERVAL = 604_800
 
 
 def handler(event: Any, context: Any) -> dict[str, Any]:
@@ -35,8 +38,10 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
 
     For messages of SQS, return ``batchItemFailures``: those that SQS is to deliver again, because
     the time was over or the database was away. A task that fails is not among them. For a schedule,
-    sweep one backend, the event's ``backend`` or else ``default``, and return the counts. Raise
-    TypeError for other events. Runs tasks in the caller's thread.
+    sweep one backend, the event's ``backend`` or else ``default``, and return the counts. The
+    event's ``interval`` is the number of seconds between two sweeps, or else 60. Raise TypeError
+    for other events, ValueError for an interval that is not valid. Runs tasks in the caller's
+    thread.
     """
     if not is_batch(event) and not is_schedule(event):
         raise TypeError(
@@ -139,7 +144,15 @@ def _send_on(hint: Hint) -> None:
 def _sweep(event: dict[str, Any], clock: Clock) -> dict[str, Any]:
     """Sweep one backend; return the counts."""
     backend = event.get("backend", DEFAULT_TASK_BACKEND_ALIAS)
-    return _counts(sweep_through(clock.door(), backend, max_seconds=clock.budget))
+    interval = event.get("interval", INTERVAL)
+    is_number = isinstance(interval, int | float) and not isinstance(interval, bool)
+    if not (is_number and 0 < interval <= LONGEST_INTERVAL):
+        raise ValueError(
+            f"'interval' must be a number of seconds above 0, {LONGEST_INTERVAL:,} at most, not "
+            f"{interval!r}."
+        )
+    swept = sweep_through(clock.door(), backend, max_seconds=clock.budget, interval=interval)
+    return _counts(swept)
 
 
 def _counts(swept: Swept) -> dict[str, Any]:

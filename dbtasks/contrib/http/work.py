@@ -17,6 +17,7 @@ from ... import stats, store
 from ...backend import backend_of, check_backend
 from ...base.result import FINISHED, TaskResult
 from ...door import Crowded, Door
+from ...execution.bounds import RELEASE_BEFORE
 from ...hinted import HintRun, run_hinted
 from ...models import ScheduledTask
 from ...push import Hint
@@ -31,6 +32,8 @@ from .gate import Full, alone
 # The most tasks of one request, and those of a drain that asks for no number.
 MAX_TASKS = 1000
 DRAIN = 100
+# Seconds for which a quarantined row waits until it is alone. Nobody is let in meanwhile.
+ALONE_TIMEOUT = 5.0
 # Results in one answer.
 MAX_RESULTS = 100
 
@@ -52,9 +55,11 @@ class Call(NamedTuple):
 
     def door(self) -> Door:
         """Return what a task may do that runs in this request."""
-        deadline = self.mount.deadline
+        deadline, end = self.mount.deadline, self.started + self.max_seconds
+        if deadline is not None:
+            end = min(end, self.started + deadline - RELEASE_BEFORE)
         return Door(
-            alone=partial(_alone, self.mount.max_seconds),
+            alone=partial(_alone, end),
             deadline=None if deadline is None else self.started + deadline,
             interrupts=True,
             # What the request has set for itself, such as its language, does not reach the task.
@@ -64,11 +69,17 @@ class Call(NamedTuple):
 
 
 @contextmanager
-def _alone(wait: float) -> Iterator[None]:
-    """Wait until nothing else runs in this process; raise Crowded if that takes too long."""
+def _alone(end: float) -> Iterator[None]:
+    """Wait until nothing else runs in this process; raise Crowded if that takes too long.
+
+    Nothing starts after `end`, on the monotonic clock.
+    """
+    left = end - time.monotonic()
+    if left <= 0:
+        raise Crowded
     with ExitStack() as stack:
         try:
-            stack.enter_context(alone(wait))
+            stack.enter_context(alone(min(left, ALONE_TIMEOUT)))
         except Full:
             raise Crowded from None
         yield

@@ -4,11 +4,14 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+from unittest import mock
 
 from django.db import connections
 from django.test import SimpleTestCase, TransactionTestCase
 
-from dbtasks.contrib.http import Bearer, gate
+from dbtasks.contrib.http import Bearer, gate, work
+from dbtasks.contrib.http.work import _alone
+from dbtasks.door import Crowded
 from dbtasks.models import Hold, ScheduledTask
 
 from ... import tasks
@@ -108,6 +111,40 @@ class GateTests(SimpleTestCase):
 
         with door.slot(0.01):
             pass
+
+    def test_nothing_starts_alone_after_its_end(self):
+        """Not even if nobody is there to wait for."""
+        with self.assertRaises(Crowded), _alone(time.monotonic()):
+            self.fail("It starts too late.")
+
+    def test_nobody_is_kept_out_for_long(self):
+        """However much time the request has."""
+        with mock.patch.object(work, "alone", side_effect=gate.Full) as alone:
+            for left in (3600, 2):
+                with self.assertRaises(Crowded), _alone(time.monotonic() + left):
+                    self.fail("It is not alone.")
+
+        self.assertEqual(5.0, alone.mock_calls[0].args[0])
+        self.assertLessEqual(alone.mock_calls[1].args[0], 2)
+
+    def test_the_end_of_being_alone_is_counted_from_the_request(self):
+        """Its own max_seconds counts, and ten seconds are left before the deadline."""
+        for deadline, given, expected in (
+            (None, {}, 120.0),
+            (None, {"max_seconds": 7}, 107.0),
+            (60.0, {}, 120.0),
+            (25.0, {}, 115.0),
+        ):
+            with self.subTest(deadline=deadline, given=given):
+                mount = mock.Mock(max_seconds=20.0, deadline=deadline)
+                door = work.Call(mount, False, given, None, 100.0).door()
+                with mock.patch.object(work, "alone"), mock.patch.object(work, "time") as clock:
+                    clock.monotonic.return_value = expected - 0.5
+                    with door.alone():
+                        pass
+                    clock.monotonic.return_value = expected
+                    with self.assertRaises(Crowded), door.alone():
+                        self.fail("It starts too late.")
 
 
 class ConcurrencyTests(TransactionTestCase):
