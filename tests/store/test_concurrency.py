@@ -2,14 +2,15 @@
 
 import random
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from django.test import TransactionTestCase
 
 from dbtasks import store
-from dbtasks.models import ScheduledTask
+from dbtasks.execution.outcomes import not_started
 
-from ..support.rows import DB, make_task, outcome, release
+from ..support.rows import DB, make_task, outcome, statuses
 from ..support.together import together
 
 
@@ -41,17 +42,19 @@ class ConcurrencyTests(TransactionTestCase):
         print(f"seed {seed}", end=" ")
         for _ in range(100):
             make_task()
+        # On MariaDB the claim of another worker may lock such a row for a moment.
+        settle = partial(store.settle, DB, wait=True)
 
         def work(number: int) -> list[Any]:
             chance, written = random.Random(seed + number), []
             for _ in range(1000):
                 claims = store.claim(DB, "default", f"w{number}", 5)
                 back = [claim for claim in claims if chance.random() < 0.2]
-                release(back)
+                settle([not_started(DB, claim) for claim in back])
                 ended = [outcome(claim) for claim in claims if claim not in back]
-                written += store.settle(DB, ended)
+                written += settle(ended)
                 # What was requeued is not this worker's any more.
-                if store.settle(DB, [outcome(claim) for claim in back]):
+                if settle([outcome(claim) for claim in back]):
                     raise AssertionError("a stale outcome was written")
                 if chance.random() < 0.1:
                     make_task()
@@ -61,8 +64,7 @@ class ConcurrencyTests(TransactionTestCase):
 
         written = Counter(id for ids in together(4, work) for id in ids)
         while claims := store.claim(DB, "default", "last", 50):
-            written.update(store.settle(DB, [outcome(claim) for claim in claims]))
+            written.update(settle([outcome(claim) for claim in claims]))
 
         self.assertEqual({1}, set(written.values()))
-        self.assertEqual(ScheduledTask.objects.successful().count(), len(written))
-        self.assertEqual(ScheduledTask.objects.count(), len(written))
+        self.assertEqual({"SUCCESSFUL": len(written)}, statuses())
