@@ -20,8 +20,8 @@ def test_flags(argv: list[str]) -> list[str]:
     # A test database that a killed run left behind is replaced without a question.
     flags = ["--no-input"]
     if not any(word.startswith(("--parallel", "--pdb", "--debug-sql")) for word in argv):
-        # Most tests wait for other processes most of the time.
-        flags += ["--parallel", str(1 + (os.cpu_count() or 1))]
+        # Not more than there are processors: many tests start processes of their own.
+        flags += ["--parallel", "auto"]
     return flags
 
 
