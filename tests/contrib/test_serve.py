@@ -225,23 +225,24 @@ class SiteTestCase(ProcessTestCase):
             connection.close()
 
     def has_run(self, name: str) -> Any:
-        """Return what a new call of that task returns."""
+        """Return what a new call of that task returns; None if half-written code failed."""
         id = None
         while id is None:
             id = self.get(f"enqueue/{name}")
-        return self.result(id)["value"]
+        return self.result(id, "SUCCESSFUL", "FAILED")["value"]
 
-    def result(self, id: str | None, status: str = "SUCCESSFUL") -> dict[str, Any]:
-        """Return the result of that id, once it has that status."""
+    def result(self, id: str | None, *statuses: str) -> dict[str, Any]:
+        """Return the result of that id, once it is SUCCESSFUL, or has one of these statuses."""
+        wanted = statuses or ("SUCCESSFUL",)
         found: dict[str, Any] = {}
 
         def is_there() -> bool:
             nonlocal found
             found = json.loads(self.get(f"result/{id}") or "{}")
-            return found.get("status") == status
+            return found.get("status") in wanted
 
         try:
-            until(is_there, f"{status} of {id}")
+            until(is_there, f"{' or '.join(wanted)} of {id}")
         except AssertionError as error:
             raise AssertionError(f"{error} It is {found}. {self.child.said[-4000:]}") from None
         return found
