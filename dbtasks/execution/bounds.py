@@ -8,14 +8,15 @@ import asyncio
 import math
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from ..db.isolation import in_transaction
-from ..db.statements import end_statement, remember_connections
+from ..db.statements import remember_connections
 from ..exceptions import TaskCancelled, TaskReleased
 from ..store import Claim, Outcome
 from .attempt import Attempt, WorkerContext
-from .deadlines import Deadlines
+from .deadlines import Deadlines, interrupt
 from .outcomes import CANCELLED
 from .running import arun, run
 
@@ -113,20 +114,15 @@ def _run_coroutine(attempt: BoundedAttempt) -> Outcome:
 def _interrupt(attempt: Attempt) -> bool:
     """Interrupt the attempt, or return True if that must wait. Runs in the deadlines' thread."""
     found = getattr(attempt, "loop", None)
-    if found is not None:
-        loop, task = found
-        # A loop that has ended raises RuntimeError.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(_cancel, attempt, task)
-        thread = attempt.sync_thread and attempt.sync_thread.ident
-    elif attempt.call.interrupt():
-        return True
-    else:
-        thread = attempt.thread if attempt.call.was_interrupted else None
-    if thread:
-        # The thread sees the interrupt only when it runs Python code again.
-        end_statement(thread)
-    return False
+    return interrupt(attempt, None if found is None else partial(_cancel_soon, attempt, *found))
+
+
+def _cancel_soon(
+    attempt: Attempt, loop: asyncio.AbstractEventLoop, task: "asyncio.Task[Any]"
+) -> None:
+    # A loop that has ended raises RuntimeError.
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(_cancel, attempt, task)
 
 
 def _cancel(attempt: Attempt, task: "asyncio.Task[Any]") -> None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 
 from ..db.service import Activity
+from ..db.statements import end_statement
 from ..exceptions import TaskCancelled
 from .attempt import Attempt
 from .outcomes import CANCELLED
@@ -33,6 +34,24 @@ MAX_FAILURES = 10
 HUNG_AFTER = 10.0
 # A step returns the seconds until the next step and that step, or None after the last one.
 Step = Callable[[Attempt], "tuple[float, Step] | None"]
+
+
+def interrupt(attempt: Attempt, cancel: Callable[[], None] | None) -> bool:
+    """Interrupt the attempt, or return True if that must wait. Can be called from any thread.
+
+    `cancel` cancels its coroutine; None if it has none, and runs in a thread.
+    """
+    if cancel is not None:
+        cancel()
+        thread = attempt.sync_thread and attempt.sync_thread.ident
+    elif attempt.call.interrupt():
+        return True
+    else:
+        thread = attempt.thread if attempt.call.was_interrupted else None
+    if thread:
+        # The thread sees the interrupt only when it runs Python code again.
+        end_statement(thread)
+    return False
 
 
 class _Ending:

@@ -7,12 +7,14 @@ decides when: the deadlines do.
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from django.db import connections
 
 from ..db.connections import discard_all, leave_for_next
-from ..db.statements import end_statement, remember_connections
+from ..db.statements import remember_connections
 from ..execution.attempt import Attempt
+from ..execution.deadlines import interrupt
 from ..execution.running import abandon
 from ..store import Outcome
 from .abandoned import Abandoned
@@ -42,17 +44,8 @@ class Ender:
 
     def interrupt(self, attempt: Attempt) -> bool:
         """Interrupt the attempt, or return True if that must wait."""
-        if attempt in self._loops:
-            self._loops.cancel(attempt)
-            thread = attempt.sync_thread and attempt.sync_thread.ident
-        elif attempt.call.interrupt():
-            return True
-        else:
-            thread = attempt.thread if attempt.call.was_interrupted else None
-        if thread:
-            # The thread sees the interrupt only when it runs Python code again.
-            end_statement(thread)
-        return False
+        is_coroutine = attempt in self._loops
+        return interrupt(attempt, partial(self._loops.cancel, attempt) if is_coroutine else None)
 
     def abandon(self, attempt: Attempt) -> bool:
         """Stop waiting for an interrupted attempt: replace its thread or loop.
